@@ -1,0 +1,3 @@
+"""Fused recurrent state-space models, batched KL/ELBO and vectorised MuJoCo."""
+
+__version__ = "0.1.0"
