@@ -1,3 +1,3 @@
-"""The executable specification of every op: plain PyTorch, differentiable twice, no other import."""
+"""The executable specification of every op: plain PyTorch, nothing else."""
 
 from fastrssm.reference.gaussian_kl import gaussian_kl as gaussian_kl

@@ -28,13 +28,13 @@ def gaussian_kl(
     if post_mean.dtype == torch.bfloat16:
         post_mean, post_std = post_mean.float(), post_std.float()
         prior_mean, prior_std = prior_mean.float(), prior_std.float()
-    kl = _kl(post_mean, post_std, prior_mean, prior_std)
-    if kl_balance is not None:
-        # eq. 2 of DreamerV2; both terms have the value of the plain KL
+    if kl_balance is None:
+        kl = _kl(post_mean, post_std, prior_mean, prior_std)
+    else:
+        # both terms have the value of the plain KL, so their mean has it too
         train_prior = _kl(post_mean.detach(), post_std.detach(), prior_mean, prior_std)
         train_post = _kl(post_mean, post_std, prior_mean.detach(), prior_std.detach())
-        mixed = kl_balance * train_prior + (1.0 - kl_balance) * train_post
-        kl = kl.detach() + (mixed - mixed.detach())
+        kl = kl_balance * train_prior + (1.0 - kl_balance) * train_post
     if free_nats > 0.0:
         # straight-through: the value of max(kl, free_nats) is not reported, its gradient is used
         kl = torch.where(kl < free_nats, kl.detach(), kl)
