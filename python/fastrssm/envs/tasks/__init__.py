@@ -1,0 +1,86 @@
+"""The tasks: constants here, physics in one file per domain."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Task:
+    """Constants of one task.
+
+    Attributes:
+        domain: the module in this package with its functions.
+        reward: njit function of that module, called after each control step; the results are summed.
+        sensors: (name, size, order) in observation order; order is "first" (positions) or "second" (velocities).
+        action_size: number of controls, each in [-1, 1].
+        finish: njit function that turns the sum into the reward of the whole step. None: the sum stays.
+        model: the model's file in dm_control's suite.
+        control_timestep: seconds between two controls.
+        episode_steps: control steps of an episode.
+        settle_steps: physics steps between the initial pose and the first observation.
+        action_repeat: AIME's control steps per action.
+        expert_return: the return that scores 100 (AIME's constant).
+    """
+
+    domain: str
+    reward: str
+    sensors: tuple[tuple[str, int, str], ...]
+    action_size: int
+    model: str
+    control_timestep: float
+    finish: str | None = None
+    episode_steps: int = 1000
+    settle_steps: int = 0
+    action_repeat: int = 2
+    expert_return: float | None = None
+
+
+def _walker(reward: str, finish: str | None = None, expert_return: float | None = None) -> Task:
+    return Task(
+        domain="walker",
+        reward=reward,
+        sensors=(("orientations", 14, "first"), ("height", 1, "first"), ("velocity", 9, "second")),
+        action_size=6,
+        model="walker.xml",
+        control_timestep=0.025,
+        finish=finish,
+        expert_return=expert_return,
+    )
+
+
+def _cheetah(reward: str, finish: str | None = None, expert_return: float | None = None) -> Task:
+    return Task(
+        domain="cheetah",
+        reward=reward,
+        sensors=(("position", 8, "first"), ("velocity", 9, "second")),
+        action_size=6,
+        model="cheetah.xml",
+        control_timestep=0.01,
+        finish=finish,
+        settle_steps=200,
+        expert_return=expert_return,
+    )
+
+
+# dm_control's own, then AIME's: the definitions of its two code bases differ, and so do the returns
+TASKS: dict[str, Task] = {
+    "walker-stand": _walker("stand", expert_return=957.87109375),
+    "walker-walk": _walker("walk", expert_return=943.7876586914062),
+    "walker-run": _walker("run", expert_return=604.10009765625),
+    "cheetah-run": _cheetah("run", expert_return=888.6480102539062),
+    "walker-walkbackward-aime1": _walker("stand", "walkbackward_aime1"),
+    "walker-runbackward-aime1": _walker("stand", "runbackward_aime1"),
+    "walker-flip-aime1": _walker("stand", "flip_aime1"),
+    "walker-flipbackward-aime1": _walker("stand", "flipbackward_aime1"),
+    "walker-jump-aime1": _walker("stand", "jump_aime1"),
+    "walker-walkbackward-aime2": _walker("walkbackward_aime2"),
+    "walker-runbackward-aime2": _walker("runbackward_aime2"),
+    "walker-flip-aime2": _walker("flip_aime2"),
+    "walker-flipbackward-aime2": _walker("flipbackward_aime2"),
+    "walker-jump-aime2": _walker("jump_aime2"),
+    "cheetah-runbackward-aime1": _cheetah("run", "runbackward_aime1", 218.50271606445312),
+    "cheetah-flip-aime1": _cheetah("run", "flip_aime1", 485.7939758300781),
+    "cheetah-flipbackward-aime1": _cheetah("run", "flipbackward_aime1", 379.9083251953125),
+    "cheetah-runbackward-aime2": _cheetah("runbackward_aime2"),
+    "cheetah-flip-aime2": _cheetah("flip_aime2"),
+    "cheetah-flipbackward-aime2": _cheetah("flipbackward_aime2"),
+}

@@ -1,0 +1,125 @@
+"""Planar walker.
+
+Source: dm_control/suite/walker.py (stand, walk, run) and section 8.2 of AIME's two code bases for the others; `_aime1`
+rewards look once at the end of the step, `_aime2` rewards are summed over its control steps.
+"""
+
+import math
+
+import numba
+
+from fastrssm.envs.physics import ramp, randomize_joints
+
+TORSO = 1
+_GAUSSIAN = math.sqrt(-2 * math.log(0.1))  # dm_control's gaussian sigmoid is 0.1 at the margin
+
+reset = randomize_joints
+
+
+@numba.njit
+def observe(physics, out):
+    """Write orientations (14), height (1) and velocity (9)."""
+    for body in range(1, 8):
+        out[2 * body - 2] = physics.xmat[body, 0, 0]  # xmat[1:, ['xx', 'xz']]
+        out[2 * body - 1] = physics.xmat[body, 0, 2]
+    out[14] = physics.xpos[TORSO, 2]  # torso_height
+    for v in range(9):
+        out[15 + v] = physics.qvel[v]
+
+
+@numba.njit
+def _tolerance_linear(x, lower):
+    # tolerance(x, (lower, inf), margin=lower / 2, value_at_margin=0.5, sigmoid='linear')
+    if x >= lower:
+        return 1.0
+    d = (lower - x) / (lower / 2) * 0.5
+    return 1 - d if abs(d) < 1 else 0.0
+
+
+@numba.njit
+def stand(physics):
+    """Reward an upright torso at its full height."""
+    height = physics.xpos[TORSO, 2]
+    standing = 1.0  # tolerance(torso_height, (1.2, inf), margin=0.6)
+    if height < 1.2:
+        d = (1.2 - height) / 0.6 * _GAUSSIAN
+        standing = math.exp(-0.5 * (d * d))
+    upright = (1 + physics.xmat[TORSO, 2, 2]) / 2
+    return (3 * standing + upright) / 4
+
+
+@numba.njit
+def _move(physics, amount):
+    return stand(physics) * (5 * amount + 1) / 6
+
+
+@numba.njit
+def walk(physics):
+    """Reward standing and 1 m/s forward."""
+    return _move(physics, _tolerance_linear(physics.sensordata[0], 1.0))
+
+
+@numba.njit
+def run(physics):
+    """Reward standing and 8 m/s forward."""
+    return _move(physics, _tolerance_linear(physics.sensordata[0], 8.0))
+
+
+@numba.njit
+def walkbackward_aime1(physics, total):
+    """Scale the summed stand reward by the velocity of the first joint, which is the vertical one."""
+    return total * (5 * ramp(-physics.qvel[0], 1.0) + 1) / 6
+
+
+@numba.njit
+def runbackward_aime1(physics, total):
+    """Scale the summed stand reward by the velocity of the first joint, which is the vertical one."""
+    return total * (5 * ramp(-physics.qvel[0], 8.0) + 1) / 6
+
+
+@numba.njit
+def flip_aime1(physics, total):
+    """Reward the pitch rate, at the end of the step only."""
+    return ramp(physics.qvel[2], 5.0)
+
+
+@numba.njit
+def flipbackward_aime1(physics, total):
+    """Reward the negative pitch rate, at the end of the step only."""
+    return ramp(-physics.qvel[2], 5.0)
+
+
+@numba.njit
+def jump_aime1(physics, total):
+    """Reward the height of the torso, at the end of the step only."""
+    return ramp(physics.xpos[TORSO, 2], 5.0)
+
+
+@numba.njit
+def walkbackward_aime2(physics):
+    """Reward standing and 1 m/s backward."""
+    return _move(physics, ramp(-physics.sensordata[0], 1.0))
+
+
+@numba.njit
+def runbackward_aime2(physics):
+    """Reward standing and 8 m/s backward."""
+    return _move(physics, ramp(-physics.sensordata[0], 8.0))
+
+
+@numba.njit
+def flip_aime2(physics):
+    """Reward angular momentum about the lateral axis."""
+    return ramp(physics.subtree_angmom[TORSO, 1], 5.0)
+
+
+@numba.njit
+def flipbackward_aime2(physics):
+    """Reward negative angular momentum about the lateral axis."""
+    return ramp(-physics.subtree_angmom[TORSO, 1], 5.0)
+
+
+@numba.njit
+def jump_aime2(physics):
+    """Reward standing and 2 m/s upward."""
+    return stand(physics) * ramp(physics.sensordata[2], 2.0)

@@ -1,0 +1,254 @@
+"""Vectorised MuJoCo environments: gymnasium's `VectorEnv` over one C++ stepping loop."""
+
+import copy
+import glob
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from fastrssm import _stepper
+from fastrssm.envs.physics import Physics, arrays_of, compile_task, rng_words
+from fastrssm.envs.tasks import TASKS, Task
+
+
+class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[Any]]):
+    """`num_envs` copies of one task, stepped together; observations equal dm_control's bit for bit.
+
+    Attributes:
+        task: the constants of the task.
+        action_repeat: control steps of one step; their rewards are summed.
+        episode_steps: steps of one episode.
+        model: the shared `mujoco.MjModel`.
+        data: one `mujoco.MjData` per environment, for rendering and inspection.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+        "render_modes": [],
+    }
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int = 1,
+        *,
+        action_repeat: int | None = None,
+        num_threads: int | None = None,
+        dtype: type[np.floating[Any]] = np.float32,
+    ):
+        """Load the model, compile the task's functions and allocate the environments.
+
+        Args:
+            env_id: a key of `TASKS`, for example "walker-walk".
+            num_envs: how many environments.
+            action_repeat: control steps of one step. None: the task's.
+            num_threads: threads of the stepping loop. None: one per core, at most one per environment.
+            dtype: of observations and actions, np.float32 or np.float64.
+
+        Raises:
+            ValueError: unknown env_id, or a number below 1.
+            TypeError: dtype is neither float32 nor float64.
+        """
+        if env_id not in TASKS:
+            known = ", ".join(TASKS)
+            raise ValueError(f"env_id is {env_id!r}, expected one of {known}")
+        task = TASKS[env_id]
+        repeat = task.action_repeat if action_repeat is None else action_repeat
+        cores = len(os.sched_getaffinity(0))
+        threads = min(cores, max(num_envs, 1)) if num_threads is None else num_threads
+        for name, value in (
+            ("num_envs", num_envs),
+            ("action_repeat", repeat),
+            ("num_threads", threads),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+        if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
+            raise TypeError(f"dtype is {np.dtype(dtype)}, expected float32 or float64")
+
+        self.task: Task = task
+        self.num_envs: int = num_envs
+        self.action_repeat: int = repeat
+        self.episode_steps: int = -(-task.episode_steps // repeat)
+        self.model: mujoco.MjModel = mujoco.MjModel.from_xml_path(_model_path(task.model))
+        # a diverged state must be seen, not silently replaced by the initial pose
+        self.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
+        self._passive_model = copy.deepcopy(self.model)
+        self._passive_model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ACTUATION
+        self.data: list[mujoco.MjData] = [mujoco.MjData(self.model) for _ in range(num_envs)]
+
+        self._dtype = np.dtype(dtype)
+        sizes = [size for _, size, _ in task.sensors]
+        self._ends = np.cumsum(sizes)[:-1]
+        self._width = sum(sizes)
+        self._is_reset = False
+        self._random = [np.random.RandomState() for _ in range(num_envs)]
+        self._rng = np.stack([rng_words(random) for random in self._random])
+        self._arrays = [arrays_of(self.model, data) for data in self.data]
+        self._functions = _compile(task, self._arrays[0], self._width)
+        self._stepper = _stepper.Stepper(
+            self._config(threads),
+            {
+                name: self._functions[name].address if name in self._functions else 0
+                for name in ("reset", "observe", "reward", "finish")
+            },
+        )
+
+        self.single_observation_space = spaces.Dict(
+            {name: spaces.Box(-np.inf, np.inf, (size,), dtype) for name, size, _ in task.sensors}
+        )
+        self.single_action_space = spaces.Box(-1.0, 1.0, (self.model.nu,), dtype)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.spec = None
+
+    def _config(self, threads: int) -> Any:
+        config = _stepper.StepperConfig()
+        config.library = _library_path()
+        config.model = self.model._address  # noqa: SLF001
+        config.passive_model = self._passive_model._address  # noqa: SLF001
+        config.data = [data._address for data in self.data]  # noqa: SLF001
+        config.fields = [[array.ctypes.data for array in arrays] for arrays in self._arrays]
+        config.rng = [row.ctypes.data for row in self._rng]
+        config.ctrl_field = Physics._fields.index("ctrl")
+        config.num_controls = self.model.nu
+        config.observation_size = self._width
+        config.substeps = round(self.task.control_timestep / self.model.opt.timestep)
+        config.action_repeat = self.action_repeat
+        config.episode_steps = self.task.episode_steps
+        config.settle_steps = self.task.settle_steps
+        config.runge_kutta = self.model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
+        config.num_threads = threads
+        return config
+
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Start a new episode in every environment.
+
+        Args:
+            seed: environment i draws from `RandomState(MT19937(SeedSequence(seed).spawn(num_envs)[i]))`, or from
+                `SeedSequence(seed[i])` if a sequence is given. None: the streams go on.
+            options: not used.
+
+        Returns:
+            Observations, one [num_envs, size] array per sensor, and an empty info.
+
+        Raises:
+            ValueError: seed is a sequence whose length is not num_envs.
+        """
+        if seed is not None:
+            if isinstance(seed, int | np.integer):
+                sequences = np.random.SeedSequence(int(seed)).spawn(self.num_envs)
+            elif len(seed) == self.num_envs:
+                sequences = [np.random.SeedSequence(s) for s in seed]
+            else:
+                raise ValueError(f"seed has {len(seed)} entries, expected {self.num_envs}")
+            for row, sequence in zip(self._rng, sequences, strict=True):
+                row[:] = rng_words(np.random.RandomState(np.random.MT19937(sequence)))
+        observation = np.empty((self.num_envs, self._width), self._dtype)
+        self._stepper.reset(observation)
+        self._is_reset = True
+        return self._by_sensor(observation), {}
+
+    def step(
+        self, actions: NDArray[Any]
+    ) -> tuple[
+        dict[str, NDArray[Any]],
+        NDArray[np.float64],
+        NDArray[np.bool_],
+        NDArray[np.bool_],
+        dict[str, Any],
+    ]:
+        """Take one step in every environment; one whose episode ended in the last call is reset instead.
+
+        Args:
+            actions: [num_envs, A], clipped to [-1, 1].
+
+        Returns:
+            Observations, rewards [num_envs] float64 (0 for a reset), terminated (never), truncated, an empty info.
+
+        Raises:
+            ValueError: actions has another shape or contains NaN.
+            RuntimeError: called before reset, or the physics of an environment diverged.
+        """
+        if not self._is_reset:
+            raise RuntimeError("step was called before reset")
+        action = np.ascontiguousarray(actions, self._dtype)
+        expected = (self.num_envs, self.model.nu)
+        if action.shape != expected:
+            raise ValueError(f"actions has shape {action.shape}, expected {expected}")
+        observation = np.empty((self.num_envs, self._width), self._dtype)
+        reward = np.empty(self.num_envs)
+        truncated = np.empty(self.num_envs, np.bool_)
+        self._stepper.step(action, observation, reward, truncated)
+        return self._by_sensor(observation), reward, np.zeros_like(truncated), truncated, {}
+
+    def _by_sensor(self, observation: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        names = (name for name, _, _ in self.task.sensors)
+        return dict(zip(names, np.split(observation, self._ends, axis=1), strict=True))
+
+
+_COMPILED: dict[Task, dict[str, Any]] = {}
+
+
+def _compile(task: Task, arrays: Physics, width: int) -> dict[str, Any]:
+    """Compile the functions of `task` once per process."""
+    if task not in _COMPILED:
+        module = import_module(f"fastrssm.envs.tasks.{task.domain}")
+        _COMPILED[task] = compile_task(
+            Physics(*(array.shape for array in arrays)),
+            width,
+            module.reset,
+            module.observe,
+            getattr(module, task.reward),
+            getattr(module, task.finish) if task.finish else None,
+        )
+    return _COMPILED[task]
+
+
+def _model_path(file: str) -> str:
+    """Find a model of dm_control's suite without importing the suite, which would look for OpenGL."""
+    spec = find_spec("dm_control")
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError("dm_control is not installed: pip install 'fastrssm[sim]'")
+    return os.path.join(spec.submodule_search_locations[0], "suite", file)
+
+
+def _library_path() -> str:
+    """Find the libmujoco that `import mujoco` has loaded."""
+    if not hasattr(mujoco.MjModel, "_address"):
+        raise RuntimeError(
+            f"mujoco {mujoco.__version__} does not give the address of a model; "
+            "fastrssm needs mujoco>=3.17,<4"
+        )
+    folder = os.path.dirname(mujoco.__file__)
+    libraries = glob.glob(os.path.join(folder, "libmujoco.*"))
+    if not libraries:
+        raise RuntimeError(f"no libmujoco in {folder}")
+    return libraries[0]
+
+
+def make_vec(env_id: str, num_envs: int = 1, **kwargs: Any) -> MujocoVectorEnv:
+    """Make `num_envs` environments of `env_id`; see `MujocoVectorEnv` for the keyword arguments."""
+    return MujocoVectorEnv(env_id, num_envs, **kwargs)
+
+
+def register() -> None:
+    """Register every task with gymnasium: `gymnasium.make_vec("fastrssm/walker-walk-v0", num_envs=64)`."""
+    for env_id in TASKS:
+        gymnasium.register(
+            f"fastrssm/{env_id}-v0",
+            vector_entry_point="fastrssm.envs.vector_env:make_vec",
+            kwargs={"env_id": env_id},
+        )
