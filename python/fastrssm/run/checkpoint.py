@@ -1,6 +1,5 @@
-"""Run folders: the configuration of a training run and its checkpoints.
+"""Checkpoints of a run folder.
 
-    RUN/config.json                        algorithm and arguments
     RUN/checkpoints/step-000000500/        model.safetensors, train_state.pt
     RUN/checkpoints/latest                 symbolic link to the newest whole checkpoint
 
@@ -21,24 +20,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-# these say how long, how often or where, not what is trained, so they may change between two starts
-FREE_FIELDS = frozenset(
-    {
-        "out",
-        "updates",
-        "max_epochs",
-        "log_every",
-        "checkpoint_every",
-        "eval_every",
-        "eval_episodes",
-        "final_episodes",
-        "num_envs",
-        "device",
-        "threads",
-        "wandb",
-    }
-)
-
 
 class Checkpoint(NamedTuple):
     """Weights of a run, without what only its training needs.
@@ -54,57 +35,6 @@ class Checkpoint(NamedTuple):
     step: int
     config: dict[str, Any]
     tensors: dict[str, Tensor]
-
-
-def open_run(folder: Path, algorithm: str, args: Mapping[str, Any]) -> None:
-    """Create a run folder, or check that an existing one belongs to the same run.
-
-    Args:
-        folder: the run folder.
-        algorithm: name of the algorithm.
-        args: JSON-able arguments. Those in FREE_FIELDS may differ from the stored ones and
-            replace them.
-
-    Raises:
-        ValueError: the folder holds another algorithm's run, or one with other arguments; the
-            message lists them.
-    """
-    now = json.loads(json.dumps({"algorithm": algorithm, "args": args}, default=str))
-    path = folder / "config.json"
-    if path.exists():
-        before = read_config(folder)
-        if before["algorithm"] != algorithm:
-            raise ValueError(
-                f"run folder {folder} holds a run of {before['algorithm']!r}, "
-                f"expected {algorithm!r}: choose another folder"
-            )
-        changes = _differences(before["args"], now["args"])
-        if changes:
-            lines = "".join(f"\n  {change}" for change in changes)
-            raise ValueError(
-                f"run folder {folder} was started with other arguments; "
-                f"repeat them or choose another folder:{lines}"
-            )
-    elif (folder / "checkpoints").exists():
-        raise ValueError(f"{folder} has checkpoints but no config.json: choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(now, indent=2) + "\n").encode())
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read `config.json` of a run: {"algorithm", "args"}.
-
-    Raises:
-        ValueError: the folder is not a run.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} is not a run folder: it has no config.json")
-    try:
-        config = json.loads(path.read_text())
-        return {"algorithm": str(config["algorithm"]), "args": dict(config["args"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not the config.json of a run: {error}") from error
 
 
 def save_checkpoint(
@@ -184,22 +114,22 @@ def load_checkpoint(folder: Path, *, expected: tuple[str, ...]) -> Checkpoint:
     Raises:
         ValueError: no run, no checkpoint yet, another algorithm, or a damaged file.
     """
-    algorithm = read_config(folder)["algorithm"]
-    if algorithm not in expected:
-        wanted = " or ".join(map(repr, expected))
-        raise ValueError(f"{folder} holds a run of {algorithm!r}, expected {wanted}")
     path = folder / "checkpoints" / "latest" / "model.safetensors"
     if not path.is_file():
-        raise ValueError(f"run {folder} has no checkpoint yet")
+        raise ValueError(f"{folder} is not the folder of a run that has a checkpoint: no {path}")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return Checkpoint(
+        checkpoint = Checkpoint(
             metadata["algorithm"], int(metadata["step"]), json.loads(metadata["config"]), tensors
         )
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or foreign: {error}") from error
+    if checkpoint.algorithm not in expected:
+        wanted = " or ".join(map(repr, expected))
+        raise ValueError(f"{folder} holds a run of {checkpoint.algorithm!r}, expected {wanted}")
+    return checkpoint
 
 
 def restore(checkpoint: Checkpoint, modules: Mapping[str, nn.Module]) -> None:
@@ -268,23 +198,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line per field that may not change but did."""
-    old, new = _flatten(before), _flatten(now)
-    return [
-        f"{name}: {old.get(name, 'absent')!r} in the run, {new.get(name, 'absent')!r} now"
-        for name in sorted(old.keys() | new.keys())
-        if name not in FREE_FIELDS and old.get(name, "absent") != new.get(name, "absent")
-    ]
-
-
-def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -1,0 +1,127 @@
+"""What every run does before its first update: check the arguments, claim the folder, choose the device."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastrssm.run.checkpoint import write_atomic
+
+# these say how long, how often or where, not what is trained, so they may change between two starts
+FREE_FIELDS = frozenset(
+    {
+        "out",
+        "updates",
+        "max_epochs",
+        "log_every",
+        "checkpoint_every",
+        "eval_every",
+        "eval_episodes",
+        "final_episodes",
+        "device",
+        "threads",
+        "wandb",
+    }
+)
+
+
+def check_arguments(args: Any, *, positive: tuple[str, ...], not_negative: tuple[str, ...]) -> None:
+    """Refuse numbers outside their range.
+
+    Args:
+        args: a dataclass of arguments.
+        positive: names of fields that must be above 0.
+        not_negative: names of fields that must be 0 or above.
+
+    Raises:
+        ValueError: a field is out of its range; the message names it as the command line does.
+    """
+    for name in positive + not_negative:
+        value, least = getattr(args, name), "above 0" if name in positive else "0 or above"
+        if not (value > 0 if name in positive else value >= 0):
+            raise ValueError(f"--{name.replace('_', '-')} is {value}, expected a number {least}")
+
+
+def choose_device(device: str, threads: int) -> torch.device:
+    """Set the number of CPU threads and return the device.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:<n>".
+        threads: threads of PyTorch on the CPU; 0: leave it.
+
+    Raises:
+        ValueError: the name is none of these.
+        RuntimeError: CUDA is asked for but not available.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise ValueError(f"--device is {device!r}, expected 'cpu', 'cuda' or 'cuda:<n>'")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"--device is {device!r}, but PyTorch finds no CUDA device; use 'cpu'")
+    return torch.device(device)
+
+
+def open_run(folder: Path, algorithm: str, args: Mapping[str, Any]) -> None:
+    """Create a run folder, or check that an existing one belongs to the same run.
+
+    Args:
+        folder: the run folder.
+        algorithm: name of the algorithm.
+        args: JSON-able arguments. Those in FREE_FIELDS may differ from the stored ones and
+            replace them.
+
+    Raises:
+        ValueError: the folder holds another algorithm's run, or one with other arguments; the
+            message lists them.
+    """
+    now = json.loads(json.dumps({"algorithm": algorithm, "args": args}, default=str))
+    path = folder / "config.json"
+    if path.exists():
+        before = _read_config(path)
+        if before["algorithm"] != algorithm:
+            raise ValueError(
+                f"run folder {folder} holds a run of {before['algorithm']!r}, "
+                f"expected {algorithm!r}: choose another folder"
+            )
+        changes = _differences(before["args"], now["args"])
+        if changes:
+            lines = "".join(f"\n  {change}" for change in changes)
+            raise ValueError(
+                f"run folder {folder} was started with other arguments; "
+                f"repeat them or choose another folder:{lines}"
+            )
+    elif (folder / "checkpoints").exists():
+        raise ValueError(f"{folder} has checkpoints but no config.json: choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps(now, indent=2) + "\n").encode())
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+        return {"algorithm": str(config["algorithm"]), "args": dict(config["args"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the config.json of a run: {error}") from error
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One line per field that may not change but did."""
+    old, new = _flatten(before), _flatten(now)
+    return [
+        f"{name}: {old.get(name, 'absent')!r} in the run, {new.get(name, 'absent')!r} now"
+        for name in sorted(old.keys() | new.keys())
+        if name not in FREE_FIELDS and old.get(name, "absent") != new.get(name, "absent")
+    ]
+
+
+def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

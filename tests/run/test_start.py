@@ -1,0 +1,66 @@
+"""The start of a run: arguments, the folder's configuration, the device."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from fastrssm.run.start import check_arguments, choose_device, open_run
+
+ARGS = {"seed": 1, "updates": 10, "rssm": {"deter": 512, "stoch": None}, "data": Path("walker")}
+
+
+def test_a_changed_argument_is_named(tmp_path):
+    open_run(tmp_path, "aime", ARGS)
+    with pytest.raises(ValueError, match=r"rssm\.deter: 512 in the run, 256 now") as error:
+        open_run(tmp_path, "aime", ARGS | {"seed": 2, "rssm": {"deter": 256, "stoch": None}})
+    assert "seed: 1 in the run, 2 now" in str(error.value)
+    assert "stoch" not in str(error.value)
+
+
+def test_an_argument_that_says_how_long_may_change(tmp_path):
+    open_run(tmp_path, "aime", ARGS)
+    open_run(tmp_path, "aime", ARGS | {"updates": 20})
+    assert json.loads((tmp_path / "config.json").read_text())["args"]["updates"] == 20
+
+
+def test_a_run_of_another_algorithm_is_refused(tmp_path):
+    open_run(tmp_path, "aime", ARGS)
+    with pytest.raises(ValueError, match="holds a run of 'aime', expected 'bc'"):
+        open_run(tmp_path, "bc", ARGS)
+
+
+def test_a_foreign_folder_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is not the config\.json of a run"):
+        open_run(tmp_path, "aime", ARGS)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match=r"has checkpoints but no config\.json"):
+        open_run(tmp_path, "aime", ARGS)
+
+
+@dataclass(frozen=True)
+class Args:
+    batch_size: int = 1
+    eval_every: int = 0
+
+
+def test_a_number_out_of_range_is_named():
+    check_arguments(Args(), positive=("batch_size",), not_negative=("eval_every",))
+    with pytest.raises(ValueError, match="--batch-size is 0, expected a number above 0"):
+        check_arguments(Args(batch_size=0), positive=("batch_size",), not_negative=())
+    with pytest.raises(ValueError, match="--eval-every is -1, expected a number 0 or above"):
+        check_arguments(Args(eval_every=-1), positive=(), not_negative=("eval_every",))
+    with pytest.raises(ValueError, match="is nan"):
+        check_arguments(Args(batch_size=float("nan")), positive=("batch_size",), not_negative=())
+
+
+def test_the_device_is_checked(monkeypatch):
+    assert choose_device("cpu", 0) == torch.device("cpu")
+    with pytest.raises(ValueError, match="--device is 'gpu'"):
+        choose_device("gpu", 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="finds no CUDA device"):
+        choose_device("cuda:0", 0)
