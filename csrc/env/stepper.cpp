@@ -111,14 +111,15 @@ Stepper::Stepper(StepperConfig config, TaskFunctions task)
   }
 }
 
-// dm_control's order: after the last substep everything that depends on position and velocity is computed anew.
-void Stepper::control_step(void* data) {
+// dm_control's order: after the last substep everything that depends on position and velocity is
+// computed anew.
+void Stepper::advance(void* data, int substeps) {
   if (config_.runge_kutta) {
     mujoco_.step(model_, data);
   } else {
     mujoco_.step2(model_, data);
   }
-  for (int s = 1; s < config_.substeps; ++s) mujoco_.step(model_, data);
+  for (int s = 1; s < substeps; ++s) mujoco_.step(model_, data);
   mujoco_.step1(model_, data);
 }
 
@@ -128,9 +129,7 @@ void Stepper::reset_one(int n) {
   mujoco_.forward(passive_model_, data);
   task_.reset(fields_[n].data(), reinterpret_cast<std::uint32_t*>(config_.rng[n]));
   if (config_.settle_steps > 0) {
-    mujoco_.step2(model_, data);
-    for (int s = 1; s < config_.settle_steps; ++s) mujoco_.step(model_, data);
-    mujoco_.step1(model_, data);
+    advance(data, config_.settle_steps);
     const double time = 0;
     mujoco_.set_state(model_, data, &time, kStateTime);
   }
@@ -142,7 +141,7 @@ void Stepper::reset_one(int n) {
 double Stepper::step_one(int n) {
   double total = 0;
   for (int c = 0; c < config_.action_repeat && steps_[n] < config_.episode_steps; ++c) {
-    control_step(reinterpret_cast<void*>(config_.data[n]));
+    advance(reinterpret_cast<void*>(config_.data[n]), config_.substeps);
     total += task_.reward(fields_[n].data());
     ++steps_[n];
   }

@@ -13,13 +13,14 @@
 
 namespace fastrssm {
 
-using Fields = double* const*;  // addresses of one environment's arrays, in the order of envs/physics.py
+using Fields =
+    double* const*;  // addresses of one environment's arrays, in the order of envs/physics.py
 
 struct TaskFunctions {
-  void (*reset)(Fields, std::uint32_t* rng);    // draws the initial pose
+  void (*reset)(Fields, std::uint32_t* rng);     // draws the initial pose
   void (*observe)(Fields, double* observation);  // writes all sensors, concatenated
-  double (*reward)(Fields);                     // after every control step
-  double (*finish)(Fields, double total);       // after the last one; null: the sum stays
+  double (*reward)(Fields);                      // after every control step
+  double (*finish)(Fields, double total);        // after the last one; null: the sum stays
 };
 
 // Function pointers of the MuJoCo library that is already in the process.
@@ -34,8 +35,9 @@ struct Mujoco {
   void** time_callback;  // feeds MuJoCo's timers only, and costs 5 to 13 % of a step
 };
 
-// Calls work(thread, index) for every index in [0, count); the caller is thread 0. Each thread starts with its own
-// share, so that an environment stays in one core's cache, and then helps the others.
+// Calls work(thread, index) for every index in [0, count); the caller is thread 0. Each thread
+// starts with its own share, so that an environment stays in one core's cache, and then helps the
+// others.
 class ThreadPool {
  public:
   explicit ThreadPool(int num_threads);
@@ -67,20 +69,21 @@ class ThreadPool {
 };
 
 struct StepperConfig {
-  std::string library;         // path of the loaded libmujoco
-  std::uint64_t model;         // mjModel*
-  std::uint64_t passive_model;  // the same with actuation disabled, which dm_control uses while it resets
+  std::string library;  // path of the loaded libmujoco
+  std::uint64_t model;  // mjModel*
+  std::uint64_t
+      passive_model;  // the same with actuation disabled, which dm_control uses while it resets
   std::vector<std::uint64_t> data;                 // [N] mjData*
   std::vector<std::vector<std::uint64_t>> fields;  // [N][F] double*
   std::vector<std::uint64_t> rng;                  // [N] uint32*, 625 words each
   int ctrl_field;                                  // which of the fields holds the controls
   int num_controls;
   int observation_size;
-  int substeps;        // physics steps of a control step
-  int action_repeat;   // control steps of a step
-  int episode_steps;   // control steps of an episode
-  int settle_steps;    // physics steps between the initial pose and the first observation
-  bool runge_kutta;    // the integrator cannot be split into step1 and step2
+  int substeps;       // physics steps of a control step
+  int action_repeat;  // control steps of a step
+  int episode_steps;  // control steps of an episode
+  int settle_steps;   // physics steps between the initial pose and the first observation
+  bool runge_kutta;   // the integrator cannot be split into step1 and step2
   int num_threads;
 };
 
@@ -92,9 +95,9 @@ class Stepper {
   template <typename T>
   void reset(T* observation);
 
-  // action: [N, num_controls]; observation: [N, observation_size]; reward, truncated: [N]. An environment whose
-  // episode ended in the previous call is reset instead: its action is ignored, its reward is 0.
-  // Returns the first environment whose state is no longer finite, or -1.
+  // action: [N, num_controls]; observation: [N, observation_size]; reward, truncated: [N]. An
+  // environment whose episode ended in the previous call is reset instead: its action is ignored,
+  // its reward is 0. Returns the first environment whose state is no longer finite, or -1.
   template <typename T>
   int step(const T* action, T* observation, double* reward, bool* truncated);
 
@@ -103,7 +106,7 @@ class Stepper {
  private:
   void reset_one(int n);
   double step_one(int n);
-  void control_step(void* data);
+  void advance(void* data, int substeps);
   template <typename T>
   bool observe(int n, int thread, T* observation);
 
@@ -113,9 +116,9 @@ class Stepper {
   const void* model_;
   const void* passive_model_;
   std::vector<std::vector<double*>> fields_;
-  std::vector<int> steps_;             // control steps of the current episode
-  std::vector<std::uint8_t> over_;     // reset instead of stepping in the next call
-  std::vector<double> scratch_;        // [threads, observation_size]
+  std::vector<int> steps_;          // control steps of the current episode
+  std::vector<std::uint8_t> over_;  // reset instead of stepping in the next call
+  std::vector<double> scratch_;     // [threads, observation_size]
   ThreadPool pool_;
 };
 

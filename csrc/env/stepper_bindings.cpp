@@ -108,7 +108,8 @@ PYBIND11_MODULE(_stepper, m) {
       .def_readwrite("runge_kutta", &fastrssm::StepperConfig::runge_kutta)
       .def_readwrite("num_threads", &fastrssm::StepperConfig::num_threads);
   py::class_<StepperFace>(m, "Stepper")
-      .def(py::init<fastrssm::StepperConfig, const Addresses&>(), py::arg("config"), py::arg("task"))
+      .def(py::init<fastrssm::StepperConfig, const Addresses&>(), py::arg("config"),
+           py::arg("task"))
       .def("reset", &StepperFace::reset<float>, py::arg("observation").noconvert())
       .def("reset", &StepperFace::reset<double>, py::arg("observation").noconvert())
       .def("step", &StepperFace::step<float>, py::arg("action").noconvert(),

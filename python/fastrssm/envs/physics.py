@@ -1,8 +1,11 @@
 """What a task function sees of one environment, and how it becomes a C function.
 
-A task is written in Python over a `Physics`: named float64 arrays that lie in MuJoCo's own memory. numba compiles it
-to a C function, which the stepping loop calls without the GIL and without a copy.
+A task is written in Python over a `Physics`: named float64 arrays that lie in MuJoCo's own memory.
+numba compiles it to a C function, which the stepping loop calls without the GIL and without a copy.
 """
+
+# mujoco ships no type information
+# pyright: reportAttributeAccessIssue=false
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +13,7 @@ from typing import Any, NamedTuple
 import mujoco
 import numba
 import numpy as np
-from numba import carray, types
+from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 from numpy.typing import NDArray
 
 RNG_WORDS = 625  # 624 words of the Mersenne Twister and the place in them
@@ -33,7 +36,7 @@ class Physics(NamedTuple):
 
 
 def arrays_of(model: mujoco.MjModel, data: mujoco.MjData) -> Physics:
-    """Give the arrays of `data` (views) and the constants of `model` (copies) that a task may read."""
+    """Give the arrays of `data` (views) and the constants of `model` (copies) a task reads."""
     return Physics(
         qpos=data.qpos,
         qvel=data.qvel,
@@ -72,12 +75,12 @@ def compile_task(
         finish: njit (physics, total) -> reward of the whole step, or None for the sum.
 
     Returns:
-        The compiled functions by name; `.address` is what C++ calls. They must outlive their last call.
+        The compiled functions by name; `.address` is what C++ calls. Keep them while C++ does.
     """
     s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10 = shapes
 
     @numba.njit
-    def view(p):  # pyright: ignore[reportMissingParameterType]
+    def view(p: Any) -> Physics:
         return Physics(
             carray(p[0], s0),
             carray(p[1], s1),
@@ -93,22 +96,22 @@ def compile_task(
         )
 
     @numba.cfunc(types.void(_FIELDS, types.CPointer(types.uint32)))
-    def c_reset(p, rng):  # pyright: ignore[reportMissingParameterType]
+    def c_reset(p: Any, rng: Any) -> None:
         reset(view(p), carray(rng, (RNG_WORDS,)))
 
     @numba.cfunc(types.void(_FIELDS, _DOUBLES))
-    def c_observe(p, out):  # pyright: ignore[reportMissingParameterType]
+    def c_observe(p: Any, out: Any) -> None:
         observe(view(p), carray(out, (observation_size,)))
 
     @numba.cfunc(types.float64(_FIELDS))
-    def c_reward(p):  # pyright: ignore[reportMissingParameterType]
+    def c_reward(p: Any) -> float:
         return reward(view(p))
 
     compiled: dict[str, Any] = {"reset": c_reset, "observe": c_observe, "reward": c_reward}
     if finish is not None:
 
         @numba.cfunc(types.float64(_FIELDS, types.float64))
-        def c_finish(p, total):  # pyright: ignore[reportMissingParameterType]
+        def c_finish(p: Any, total: float) -> float:
             return finish(view(p), total)
 
         compiled["finish"] = c_finish
@@ -122,7 +125,7 @@ def rng_words(random: np.random.RandomState) -> NDArray[np.uint32]:
 
 
 @numba.njit
-def _next_word(rng):  # pyright: ignore[reportMissingParameterType]
+def _next_word(rng: Any) -> Any:
     # the Mersenne Twister of Matsumoto and Nishimura 1998, as numpy.random.RandomState runs it
     if rng[624] == 624:
         for i in range(624):
@@ -139,7 +142,7 @@ def _next_word(rng):  # pyright: ignore[reportMissingParameterType]
 
 
 @numba.njit
-def uniform(rng, low, high):  # pyright: ignore[reportMissingParameterType]
+def uniform(rng: Any, low: float, high: float) -> float:
     """Draw from [low, high): the very number that `RandomState.uniform` would give."""
     a = _next_word(rng) >> np.uint32(5)
     b = _next_word(rng) >> np.uint32(6)
@@ -147,8 +150,8 @@ def uniform(rng, low, high):  # pyright: ignore[reportMissingParameterType]
 
 
 @numba.njit
-def randomize_joints(physics, rng):  # pyright: ignore[reportMissingParameterType]
-    """Draw limited joints from their range and unlimited hinges from the circle; hinges and slides only.
+def randomize_joints(physics: Physics, rng: Any) -> None:
+    """Draw limited joints from their range and unlimited hinges from the circle.
 
     Source: dm_control/suite/utils/randomizers.py, randomize_limited_and_rotational_joints
     """
@@ -160,6 +163,6 @@ def randomize_joints(physics, rng):  # pyright: ignore[reportMissingParameterTyp
 
 
 @numba.njit
-def ramp(x, target):  # pyright: ignore[reportMissingParameterType]
+def ramp(x: float, target: float) -> float:
     """Rise linearly from 0 at x = 0 to 1 at x = target, and stay."""
     return min(max(x / target, 0.0), 1.0)

@@ -1,5 +1,8 @@
 """Vectorised MuJoCo environments: gymnasium's `VectorEnv` over one C++ stepping loop."""
 
+# mujoco ships no type information
+# pyright: reportAttributeAccessIssue=false
+
 import copy
 import glob
 import os
@@ -52,7 +55,8 @@ class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[A
             env_id: a key of `TASKS`, for example "walker-walk".
             num_envs: how many environments.
             action_repeat: control steps of one step. None: the task's.
-            num_threads: threads of the stepping loop. None: one per core, at most one per environment.
+            num_threads: threads of the stepping loop. None: one per core, if there are as many
+                environments.
             dtype: of observations and actions, np.float32 or np.float64.
 
         Raises:
@@ -137,8 +141,9 @@ class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[A
         """Start a new episode in every environment.
 
         Args:
-            seed: environment i draws from `RandomState(MT19937(SeedSequence(seed).spawn(num_envs)[i]))`, or from
-                `SeedSequence(seed[i])` if a sequence is given. None: the streams go on.
+            seed: environment i draws from `RandomState(MT19937(s))` with
+                `s = SeedSequence(seed).spawn(num_envs)[i]`, or `s = SeedSequence(seed[i])` if a
+                sequence is given. None: the streams go on.
             options: not used.
 
         Returns:
@@ -170,13 +175,14 @@ class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[A
         NDArray[np.bool_],
         dict[str, Any],
     ]:
-        """Take one step in every environment; one whose episode ended in the last call is reset instead.
+        """Take one step everywhere; an episode that ended in the last call starts anew instead.
 
         Args:
             actions: [num_envs, A], clipped to [-1, 1].
 
         Returns:
-            Observations, rewards [num_envs] float64 (0 for a reset), terminated (never), truncated, an empty info.
+            Observations, rewards [num_envs] float64 (0 for a reset), terminated (never), truncated,
+            an empty info.
 
         Raises:
             ValueError: actions has another shape or contains NaN.
@@ -218,7 +224,7 @@ def _compile(task: Task, arrays: Physics, width: int) -> dict[str, Any]:
 
 
 def _model_path(file: str) -> str:
-    """Find a model of dm_control's suite without importing the suite, which would look for OpenGL."""
+    """Find a model of dm_control's suite without importing it, which would look for OpenGL."""
     spec = find_spec("dm_control")
     if spec is None or not spec.submodule_search_locations:
         raise RuntimeError("dm_control is not installed: pip install 'fastrssm[sim]'")
@@ -245,7 +251,7 @@ def make_vec(env_id: str, num_envs: int = 1, **kwargs: Any) -> MujocoVectorEnv:
 
 
 def register() -> None:
-    """Register every task with gymnasium: `gymnasium.make_vec("fastrssm/walker-walk-v0", num_envs=64)`."""
+    """Register every task: `gymnasium.make_vec("fastrssm/walker-walk-v0", num_envs=64)`."""
     for env_id in TASKS:
         gymnasium.register(
             f"fastrssm/{env_id}-v0",

@@ -9,10 +9,11 @@ class Task:
 
     Attributes:
         domain: the module in this package with its functions.
-        reward: njit function of that module, called after each control step; the results are summed.
-        sensors: (name, size, order) in observation order; order is "first" (positions) or "second" (velocities).
+        reward: njit function of that module, called after each control step and summed.
+        sensors: (name, size, order) in observation order; order is "first" for positions and
+            "second" for velocities.
         action_size: number of controls, each in [-1, 1].
-        finish: njit function that turns the sum into the reward of the whole step. None: the sum stays.
+        finish: njit function that turns the sum into the reward of the step. None: the sum stays.
         model: the model's file in dm_control's suite.
         control_timestep: seconds between two controls.
         episode_steps: control steps of an episode.

@@ -1,26 +1,28 @@
 """Half cheetah.
 
-Source: dm_control/suite/cheetah.py (run) and section 8.2 of AIME's two code bases for the others; `_aime1` rewards look
-once at the end of the step, `_aime2` rewards are summed over its control steps.
+Source: dm_control/suite/cheetah.py (run) and AIME's two code bases for the others: `_aime1` rewards
+look once at the end of the step, `_aime2` rewards are summed over its control steps.
 """
+
+from typing import Any
 
 import numba
 
-from fastrssm.envs.physics import ramp, uniform
+from fastrssm.envs.physics import Physics, ramp, uniform
 
 TORSO = 1
 
 
 @numba.njit
-def reset(physics, rng):
-    """Draw the limited joints from their ranges; the stepping loop lets the body settle afterwards."""
+def reset(physics: Physics, rng: Any) -> None:
+    """Draw the limited joints from their ranges; the stepping loop lets the body settle."""
     for j in range(physics.qpos.shape[0]):
         if physics.jnt_limited[j]:
             physics.qpos[j] = uniform(rng, physics.jnt_range[j, 0], physics.jnt_range[j, 1])
 
 
 @numba.njit
-def observe(physics, out):
+def observe(physics: Physics, out: Any) -> None:
     """Write position (8, without the horizontal one) and velocity (9)."""
     for q in range(8):
         out[q] = physics.qpos[q + 1]
@@ -29,7 +31,7 @@ def observe(physics, out):
 
 
 @numba.njit
-def run(physics):
+def run(physics: Physics) -> float:
     """Reward speed up to 10 m/s."""
     # tolerance(speed, (10, inf), margin=10, value_at_margin=0, sigmoid='linear')
     speed = physics.sensordata[0]
@@ -40,36 +42,36 @@ def run(physics):
 
 
 @numba.njit
-def runbackward_aime1(physics, total):
+def runbackward_aime1(physics: Physics, total: float) -> float:
     """Reward the root's backward velocity, at the end of the step only."""
     return ramp(-physics.qvel[0], 10.0)
 
 
 @numba.njit
-def flip_aime1(physics, total):
+def flip_aime1(physics: Physics, total: float) -> float:
     """Reward the pitch rate, at the end of the step only."""
     return ramp(physics.qvel[2], 5.0)
 
 
 @numba.njit
-def flipbackward_aime1(physics, total):
+def flipbackward_aime1(physics: Physics, total: float) -> float:
     """Reward the negative pitch rate, at the end of the step only."""
     return ramp(-physics.qvel[2], 5.0)
 
 
 @numba.njit
-def runbackward_aime2(physics):
+def runbackward_aime2(physics: Physics) -> float:
     """Reward backward speed up to 10 m/s."""
     return ramp(-physics.sensordata[0], 10.0)
 
 
 @numba.njit
-def flip_aime2(physics):
+def flip_aime2(physics: Physics) -> float:
     """Reward angular momentum about the lateral axis."""
     return ramp(physics.subtree_angmom[TORSO, 1], 5.0)
 
 
 @numba.njit
-def flipbackward_aime2(physics):
+def flipbackward_aime2(physics: Physics) -> float:
     """Reward negative angular momentum about the lateral axis."""
     return ramp(-physics.subtree_angmom[TORSO, 1], 5.0)

@@ -1,14 +1,15 @@
 """Planar walker.
 
-Source: dm_control/suite/walker.py (stand, walk, run) and section 8.2 of AIME's two code bases for the others; `_aime1`
-rewards look once at the end of the step, `_aime2` rewards are summed over its control steps.
+Source: dm_control/suite/walker.py (stand, walk, run) and AIME's two code bases for the others:
+`_aime1` looks once at the end of the step, `_aime2` is summed over its control steps.
 """
 
 import math
+from typing import Any
 
 import numba
 
-from fastrssm.envs.physics import ramp, randomize_joints
+from fastrssm.envs.physics import Physics, ramp, randomize_joints
 
 TORSO = 1
 _GAUSSIAN = math.sqrt(-2 * math.log(0.1))  # dm_control's gaussian sigmoid is 0.1 at the margin
@@ -17,7 +18,7 @@ reset = randomize_joints
 
 
 @numba.njit
-def observe(physics, out):
+def observe(physics: Physics, out: Any) -> None:
     """Write orientations (14), height (1) and velocity (9)."""
     for body in range(1, 8):
         out[2 * body - 2] = physics.xmat[body, 0, 0]  # xmat[1:, ['xx', 'xz']]
@@ -28,7 +29,7 @@ def observe(physics, out):
 
 
 @numba.njit
-def _tolerance_linear(x, lower):
+def _tolerance_linear(x: float, lower: float) -> float:
     # tolerance(x, (lower, inf), margin=lower / 2, value_at_margin=0.5, sigmoid='linear')
     if x >= lower:
         return 1.0
@@ -37,7 +38,7 @@ def _tolerance_linear(x, lower):
 
 
 @numba.njit
-def stand(physics):
+def stand(physics: Physics) -> float:
     """Reward an upright torso at its full height."""
     height = physics.xpos[TORSO, 2]
     standing = 1.0  # tolerance(torso_height, (1.2, inf), margin=0.6)
@@ -49,77 +50,77 @@ def stand(physics):
 
 
 @numba.njit
-def _move(physics, amount):
+def _move(physics: Physics, amount: float) -> float:
     return stand(physics) * (5 * amount + 1) / 6
 
 
 @numba.njit
-def walk(physics):
+def walk(physics: Physics) -> float:
     """Reward standing and 1 m/s forward."""
     return _move(physics, _tolerance_linear(physics.sensordata[0], 1.0))
 
 
 @numba.njit
-def run(physics):
+def run(physics: Physics) -> float:
     """Reward standing and 8 m/s forward."""
     return _move(physics, _tolerance_linear(physics.sensordata[0], 8.0))
 
 
 @numba.njit
-def walkbackward_aime1(physics, total):
-    """Scale the summed stand reward by the velocity of the first joint, which is the vertical one."""
+def walkbackward_aime1(physics: Physics, total: float) -> float:
+    """Scale the summed stand reward by the first joint's velocity, which is the vertical one."""
     return total * (5 * ramp(-physics.qvel[0], 1.0) + 1) / 6
 
 
 @numba.njit
-def runbackward_aime1(physics, total):
-    """Scale the summed stand reward by the velocity of the first joint, which is the vertical one."""
+def runbackward_aime1(physics: Physics, total: float) -> float:
+    """Scale the summed stand reward by the first joint's velocity, which is the vertical one."""
     return total * (5 * ramp(-physics.qvel[0], 8.0) + 1) / 6
 
 
 @numba.njit
-def flip_aime1(physics, total):
+def flip_aime1(physics: Physics, total: float) -> float:
     """Reward the pitch rate, at the end of the step only."""
     return ramp(physics.qvel[2], 5.0)
 
 
 @numba.njit
-def flipbackward_aime1(physics, total):
+def flipbackward_aime1(physics: Physics, total: float) -> float:
     """Reward the negative pitch rate, at the end of the step only."""
     return ramp(-physics.qvel[2], 5.0)
 
 
 @numba.njit
-def jump_aime1(physics, total):
+def jump_aime1(physics: Physics, total: float) -> float:
     """Reward the height of the torso, at the end of the step only."""
     return ramp(physics.xpos[TORSO, 2], 5.0)
 
 
 @numba.njit
-def walkbackward_aime2(physics):
+def walkbackward_aime2(physics: Physics) -> float:
     """Reward standing and 1 m/s backward."""
     return _move(physics, ramp(-physics.sensordata[0], 1.0))
 
 
 @numba.njit
-def runbackward_aime2(physics):
+def runbackward_aime2(physics: Physics) -> float:
     """Reward standing and 8 m/s backward."""
     return _move(physics, ramp(-physics.sensordata[0], 8.0))
 
 
 @numba.njit
-def flip_aime2(physics):
+def flip_aime2(physics: Physics) -> float:
     """Reward angular momentum about the lateral axis."""
     return ramp(physics.subtree_angmom[TORSO, 1], 5.0)
 
 
 @numba.njit
-def flipbackward_aime2(physics):
+def flipbackward_aime2(physics: Physics) -> float:
     """Reward negative angular momentum about the lateral axis."""
     return ramp(-physics.subtree_angmom[TORSO, 1], 5.0)
 
 
 @numba.njit
-def jump_aime2(physics):
+def jump_aime2(physics: Physics) -> float:
     """Reward standing and 2 m/s upward."""
     return stand(physics) * ramp(physics.sensordata[2], 2.0)

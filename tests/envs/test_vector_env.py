@@ -1,0 +1,161 @@
+import gymnasium
+import numpy as np
+import pytest
+from fastrssm.envs import TASKS, make_vec
+from fastrssm.envs.physics import rng_words, uniform
+from gymnasium.vector import AutoresetMode
+
+
+def rollout(env, actions, seed=0):
+    observation, _ = env.reset(seed=seed)
+    rows = [np.concatenate(list(observation.values()), axis=1)]
+    rewards = []
+    for action in actions:
+        observation, reward, *_ = env.step(action)
+        rows.append(np.concatenate(list(observation.values()), axis=1))
+        rewards.append(reward)
+    return np.stack(rows), np.stack(rewards)
+
+
+def actions_for(env, steps, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (steps, *env.action_space.shape))
+
+
+def test_uniform_equals_random_state():
+    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(4)))
+    words = rng_words(random)
+    ours = [uniform(words, -2.0, 3.0) for _ in range(2000)]  # past three twists of the generator
+    np.testing.assert_array_equal(ours, random.uniform(-2, 3, 2000))
+
+
+def test_spaces_and_metadata():
+    env = make_vec("walker-walk", 3)
+    observation, info = env.reset(seed=0)
+    assert info == {}
+    assert list(observation) == ["orientations", "height", "velocity"]
+    assert env.observation_space.contains(observation)
+    assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    assert env.episode_steps == 500
+    assert env.single_action_space.shape == (TASKS["walker-walk"].action_size,)
+    observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+    assert env.observation_space.contains(observation)
+    assert (reward.shape, reward.dtype) == ((3,), np.dtype(np.float64))
+    assert terminated.dtype == truncated.dtype == np.bool_
+    assert info == {}
+
+
+@pytest.mark.parametrize("env_id", sorted(TASKS))
+def test_every_task_keeps_its_promises(env_id):
+    task = TASKS[env_id]
+    env = make_vec(env_id, 2)
+    assert env.model.nu == task.action_size
+    observation, reward = rollout(env, actions_for(env, 20))
+    assert observation.shape == (21, 2, sum(size for _, size, _ in task.sensors))
+    bound = task.action_repeat if task.finish is None or "back" in env_id else 1
+    assert np.isfinite(observation).all()
+    assert ((reward >= 0) & (reward <= bound)).all()
+
+
+def test_autoreset_on_the_next_step():
+    env = make_vec("cheetah-run", 2)
+    env.reset(seed=0)
+    actions = actions_for(env, env.episode_steps + 2)
+    ends = []
+    for t, action in enumerate(actions):
+        observation, reward, _, truncated, _ = env.step(action)
+        ends.append(truncated.all())
+        if t == env.episode_steps:
+            first = observation
+            assert (reward == 0).all()
+    assert np.flatnonzero(ends).tolist() == [env.episode_steps - 1]
+    # the settled cheetah stands near the ground and hardly moves
+    assert np.abs(first["velocity"]).max() < 5
+
+
+def test_seeds_are_per_environment_and_exact():
+    env = make_vec("walker-run", 3)
+    actions = actions_for(env, 5)
+    a, _ = rollout(env, actions, seed=1)
+    b, _ = rollout(env, actions, seed=1)
+    c, _ = rollout(env, actions, seed=2)
+    np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(a, c)
+    assert not np.array_equal(a[0, 0], a[0, 1])
+    one = make_vec("walker-run", 1)
+    stream = np.random.SeedSequence(1).spawn(3)[2]
+    alone = one.reset(seed=[11])[0]["velocity"]
+    assert alone.shape == (1, 9)
+    row = np.random.RandomState(np.random.MT19937(stream))
+    env.reset(seed=1)
+    assert env.data[2].qpos[2] == row.uniform(-np.pi, np.pi)  # the root's pitch is drawn first
+    np.testing.assert_array_equal(
+        env.reset(seed=[5, 6, 7])[0]["orientations"][1],
+        one.reset(seed=[6])[0]["orientations"][0],
+    )
+
+
+def test_an_environment_does_not_depend_on_its_neighbours_or_threads():
+    actions = actions_for(make_vec("cheetah-run", 5), 30)
+    one, one_reward = rollout(make_vec("cheetah-run", 5, num_threads=1), actions)
+    two, two_reward = rollout(make_vec("cheetah-run", 5, num_threads=2), actions)
+    np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(one_reward, two_reward)
+
+
+def test_float32_is_the_rounded_float64():
+    double = make_vec("walker-walk", 2, dtype=np.float64)
+    single = make_vec("walker-walk", 2)
+    a = double.reset(seed=3)[0]["orientations"]
+    b = single.reset(seed=3)[0]["orientations"]
+    np.testing.assert_array_equal(a.astype(np.float32), b)
+
+
+def test_actions_are_clipped():
+    env = make_vec("cheetah-run", 1)
+    actions = np.sign(actions_for(env, 20))
+    inside, _ = rollout(env, actions)
+    outside, _ = rollout(env, 3 * actions)
+    np.testing.assert_array_equal(inside, outside)
+
+
+def test_gymnasium_makes_it():
+    env = gymnasium.make_vec("fastrssm/walker-walk-v0", num_envs=2)
+    observation, _ = env.reset(seed=0)
+    assert observation["orientations"].shape == (2, 14)
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: make_vec("walker-fly", 1), ValueError, "env_id is 'walker-fly'"),
+        (lambda: make_vec("walker-walk", 0), ValueError, "num_envs is 0"),
+        (lambda: make_vec("walker-walk", 1, action_repeat=0), ValueError, "action_repeat is 0"),
+        (lambda: make_vec("walker-walk", 1, num_threads=-1), ValueError, "num_threads is -1"),
+        (lambda: make_vec("walker-walk", 1, dtype=np.int32), TypeError, "dtype is int32"),
+        (lambda: make_vec("walker-walk", 2).reset(seed=[1]), ValueError, "seed has 1 entries"),
+        (lambda: make_vec("walker-walk", 2).step(np.zeros((2, 6))), RuntimeError, "before reset"),
+    ],
+)
+def test_bad_arguments(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_bad_actions():
+    env = make_vec("walker-walk", 2)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"actions has shape \(2, 5\), expected \(2, 6\)"):
+        env.step(np.zeros((2, 5)))
+    action = np.zeros((2, 6))
+    action[1, 3] = np.nan
+    with pytest.raises(ValueError, match=r"action\[1\] is NaN"):
+        env.step(action)
+
+
+def test_divergence_is_an_error():
+    env = make_vec("walker-walk", 2)
+    env.reset(seed=0)
+    env.data[1].qvel[:] = np.inf
+    with pytest.raises(RuntimeError, match="environment 1 diverged"):
+        env.step(np.zeros((2, 6)))
