@@ -1,0 +1,165 @@
+"""Multi-layer perceptrons, image encoders and decoders; names of parameters as in AIME's files."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastrssm.models.distributions import Bernoulli, Normal
+from fastrssm.ops import Layer
+
+Activation = Literal["elu", "swish"]
+Norm = Literal["none", "layer"]
+IMAGE_SHAPE = (3, 64, 64)
+IMAGE_EMBED = 1024
+
+_ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {"elu": nn.ELU, "swish": nn.SiLU}
+
+
+class MLP(nn.Module):
+    """`depth` hidden layers of `width` (linear, norm, activation), and a linear head if asked for."""
+
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int | None,
+        *,
+        width: int,
+        depth: int,
+        norm: Norm = "none",
+        activation: Activation = "elu",
+    ) -> None:
+        """Build the layers; `out_size` None leaves the head out."""
+        super().__init__()
+        layers: list[nn.Module] = []
+        for i in range(depth):
+            layers.append(nn.Linear(width if i else in_size, width))
+            if norm == "layer":
+                layers.append(nn.LayerNorm(width))
+            layers.append(_ACTIVATIONS[activation]())
+        if out_size is not None:
+            layers.append(nn.Linear(width if depth else in_size, out_size))
+        self.net = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out], or [..., width] without a head."""
+        return self.net(x)
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Return the parameters in the form of the ops."""
+        found: list[Layer] = []
+        for module in self.net:
+            if isinstance(module, nn.Linear):
+                found.append(Layer(module.weight, module.bias))
+            elif isinstance(module, nn.LayerNorm):
+                found[-1] = found[-1]._replace(scale=module.weight, shift=module.bias)
+        return tuple(found)
+
+
+def paired_layers(mean: MLP, std: MLP) -> tuple[Layer, ...]:
+    """Merge two networks of one shape: first layers side by side, later ones stacked."""
+    merged: list[Layer] = []
+    for i, (m, s) in enumerate(zip(mean.layers(), std.layers(), strict=True)):
+        assert m.bias is not None
+        assert s.bias is not None
+        join = torch.stack if i else torch.cat
+        merged.append(Layer(join((m.weight, s.weight)), join((m.bias, s.bias))))
+    return tuple(merged)
+
+
+def split_input(layers: tuple[Layer, ...], size: int) -> tuple[tuple[Layer, ...], Layer]:
+    """Split the first layer: on the first `size` inputs (no bias), and on the rest (with bias).
+
+    The first part stays in the loop of a scan; the second is projected before it.
+    """
+    first = layers[0]
+    inner = first._replace(weight=first.weight[:, :size], bias=None)
+    return (inner, *layers[1:]), Layer(first.weight[:, size:], first.bias)
+
+
+def project(x: Tensor, layer: Layer) -> Tensor:
+    """Apply the part of a layer that `split_input` takes out of the loop."""
+    return F.linear(x, layer.weight, layer.bias)
+
+
+class UnitGaussianDecoder(nn.Module):
+    """N(MLP(feature), 1)."""
+
+    def __init__(self, net: MLP) -> None:
+        """Take the network of the mean."""
+        super().__init__()
+        self.net = net
+
+    def forward(self, feature: Tensor) -> Normal:
+        """[..., F] -> distribution over [..., out]."""
+        return Normal(self.net(feature))
+
+
+class GaussianDecoder(nn.Module):
+    """N(MLP(feature), softplus(MLP(feature)) + min_std)."""
+
+    def __init__(self, mu_net: MLP, std_net: MLP, min_std: float = 1e-6) -> None:
+        """Take one network for the mean and one for the standard deviation."""
+        super().__init__()
+        self.mu_net = mu_net
+        self.std_net = std_net
+        self.min_std = min_std
+
+    def forward(self, feature: Tensor) -> Normal:
+        """[..., F] -> distribution over [..., out]."""
+        return Normal(self.mu_net(feature), F.softplus(self.std_net(feature)) + self.min_std)
+
+
+class BinaryDecoder(nn.Module):
+    """Bernoulli with logits MLP(feature)."""
+
+    def __init__(self, prob_net: MLP) -> None:
+        """Take the network of the logits."""
+        super().__init__()
+        self.prob_net = prob_net
+
+    def forward(self, feature: Tensor) -> Bernoulli:
+        """[..., F] -> distribution over [..., out]."""
+        return Bernoulli(self.prob_net(feature))
+
+
+class HaEncoder(nn.Module):
+    """Four strided convolutions, 3 x 64 x 64 -> 1024 (Ha and Schmidhuber 2018, 1803.10122)."""
+
+    def __init__(self) -> None:
+        """Build the layers."""
+        super().__init__()
+        channels = (3, 32, 64, 128, 256)
+        layers: list[nn.Module] = []
+        for c_in, c_out in zip(channels[:-1], channels[1:], strict=True):
+            layers += [nn.Conv2d(c_in, c_out, kernel_size=4, stride=2), nn.ReLU()]
+        # AIME has no activation after the last convolution
+        self.net = nn.Sequential(*layers[:-1])
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[..., 3, 64, 64] in [0, 1] -> [..., 1024]."""
+        return self.net(image.flatten(0, -4)).reshape(*image.shape[:-3], IMAGE_EMBED)
+
+
+class HaDecoder(nn.Module):
+    """Linear layer and four transposed convolutions, feature -> N(3 x 64 x 64 image, 1)."""
+
+    def __init__(self, feature_size: int, *, sigmoid: bool) -> None:
+        """Build the layers; `sigmoid` bounds the image, otherwise 0.5 is added (AIME-v2)."""
+        super().__init__()
+        sizes: Sequence[tuple[int, int, int]] = ((1024, 128, 5), (128, 64, 5), (64, 32, 6))
+        layers: list[nn.Module] = [
+            nn.Linear(feature_size, 1024),
+            nn.Unflatten(-1, (1024, 1, 1)),
+        ]
+        for c_in, c_out, kernel in sizes:
+            layers += [nn.ConvTranspose2d(c_in, c_out, kernel, stride=2), nn.ReLU()]
+        self.net = nn.Sequential(*layers, nn.ConvTranspose2d(32, 3, 6, stride=2))
+        self.sigmoid = sigmoid
+
+    def forward(self, feature: Tensor) -> Normal:
+        """[..., F] -> distribution over [..., 12288], the flattened image."""
+        image = self.net(feature.flatten(0, -2)).reshape(*feature.shape[:-1], -1)
+        return Normal(torch.sigmoid(image) if self.sigmoid else image + 0.5)

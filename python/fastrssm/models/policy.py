@@ -1,0 +1,54 @@
+"""Tanh-Gaussian policies: AIME's policy, and its inverse dynamics model."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastrssm.models.distributions import TanhNormal
+from fastrssm.models.nets import MLP, paired_layers
+from fastrssm.ops import PolicyWeights
+
+
+class TanhGaussianPolicy(nn.Module):
+    """pi(a | feature): two networks, a = tanh(mean + std * noise), std = softplus + 1e-6."""
+
+    min_std = 1e-6
+
+    def __init__(
+        self, feature_size: int, action_size: int, hidden: int = 128, layers: int = 2
+    ) -> None:
+        """Build the networks.
+
+        Args:
+            feature_size: inputs, F for a policy, F + E for an inverse dynamics model.
+            action_size: A.
+            hidden: width of the hidden layers (ELU).
+            layers: number of hidden layers.
+
+        Raises:
+            ValueError: a size is below 1.
+        """
+        super().__init__()
+        for name, size in (
+            ("feature_size", feature_size),
+            ("action_size", action_size),
+            ("hidden", hidden),
+            ("layers", layers),
+        ):
+            if size < 1:
+                raise ValueError(f"{name} is {size}, expected at least 1")
+        self.feature_size = feature_size
+        self.action_size = action_size
+        self.mean_net = MLP(feature_size, action_size, width=hidden, depth=layers)
+        self.std_net = MLP(feature_size, action_size, width=hidden, depth=layers)
+
+    def forward(self, feature: Tensor) -> TanhNormal:
+        """Return the distribution of actions [..., A] in (-1, 1) for features [..., F]."""
+        return TanhNormal(self.mean_net(feature), F.softplus(self.std_net(feature)) + self.min_std)
+
+    def act(self, feature: Tensor) -> Tensor:
+        """Return the mode action [..., A], tanh of the mean, as AIME is evaluated."""
+        return self.mean_net(feature).tanh()
+
+    def weights(self) -> PolicyWeights:
+        """Return the parameters in the form of the ops."""
+        return PolicyWeights(paired_layers(self.mean_net, self.std_net))
