@@ -1,8 +1,10 @@
 """Vectorised environments on MuJoCo, equal to dm_control bit for bit."""
 
+# render comes first: it chooses an OpenGL before mujoco is imported
+from fastrssm.envs.render import Renderer, write_video
 from fastrssm.envs.tasks import TASKS, Task
 from fastrssm.envs.vector_env import MujocoVectorEnv, make_vec, register
 
-__all__ = ["TASKS", "MujocoVectorEnv", "Task", "make_vec"]
+__all__ = ["TASKS", "MujocoVectorEnv", "Renderer", "Task", "make_vec", "write_video"]
 
 register()
