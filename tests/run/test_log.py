@@ -98,9 +98,9 @@ def test_wandb_is_used_only_when_asked(tmp_path, monkeypatch):
 
 
 def test_the_progress_bar_is_silent_without_a_terminal(capsys):
-    with progress_bar("episodes", 3) as advance:
+    with progress_bar("episodes") as advance:
         for done in (1, 2, 3):
-            advance(done)
+            advance(done, 3)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == ""

@@ -11,13 +11,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from fastrssm.run.checkpoint import write_atomic
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+
+from fastrssm.run.checkpoint import write_atomic
 
 
 class Logger:
@@ -158,17 +159,17 @@ class Logger:
 
 
 @contextmanager
-def progress_bar(text: str, total: int) -> Generator[Callable[[int], None]]:
+def progress_bar(text: str) -> Generator[Callable[[int, int], None]]:
     """Show how much of a slow task is done, on standard error and only on a terminal.
 
     Yields:
-        A function that takes how much is done so far.
+        A function that takes how much is done so far, and how much there is in all.
     """
     columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(text, total=total)
-        yield lambda done: bar.update(task, completed=done)
+        task = bar.add_task(text, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def truncate(path: Path, unit: str, last: int) -> None:

@@ -1,4 +1,4 @@
-"""What every run does before its first update: check the arguments, claim the folder, choose the device."""
+"""What a run does before its first update: check arguments, claim the folder, choose the device."""
 
 import json
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from fastrssm.run.checkpoint import write_atomic
 
 # these say how long, how often or where, not what is trained, so they may change between two starts

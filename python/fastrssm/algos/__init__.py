@@ -1,0 +1,1 @@
+"""Algorithms: one file each, with its arguments, its update and its training loop."""

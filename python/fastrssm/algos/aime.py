@@ -1,0 +1,294 @@
+"""Phase 2 of AIME: infer the actions of observation-only demonstrations by maximising evidence.
+
+The world model is frozen. The policy takes the place of the unknown actions, and the gradient of
+the evidence bound flows through the model and all time steps into the policy.
+
+Source: Liu et al. 2023 (AIME, OpenReview WjlCQxpuxU), section 3.2 and algorithm 1; defaults are
+those of its appendix.
+
+Differences from the original code:
+- no balancing of the KL and no free nats, as its documented command line sets;
+- the optimiser holds the policy's parameters only; the original registers the frozen ones too;
+- the policy always starts fresh; the model is always frozen;
+- one update is the unit of everything; the original counts epochs of 100 updates (500 epochs);
+- a run can be stopped and resumed, and gives the same weights as one that was not stopped.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fastrssm.data import Dataset, WindowSampler
+from fastrssm.data.dataset import episode_files
+from fastrssm.data.episode import read_arrays
+from fastrssm.envs import TASKS
+from fastrssm.models.config import TERMINAL, WorldModelConfig
+from fastrssm.models.policy import TanhGaussianPolicy
+from fastrssm.models.world_model import WorldModel
+from fastrssm.run.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    restore,
+    resume,
+    save_checkpoint,
+    write_atomic,
+)
+from fastrssm.run.evaluate import evaluate
+from fastrssm.run.log import Logger
+from fastrssm.run.start import check_arguments, choose_device, open_run
+
+Array = npt.NDArray[Any]
+
+# the seed of evaluation is the run's plus this, as in the original
+EVAL_SEED_OFFSET = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Imitate observation-only demonstrations with a frozen world model (phase 2 of AIME)."""
+
+    model: str
+    """Run folder of `fastrssm pretrain`."""
+    data: str
+    """Folder of demonstrations. Their actions, if present, only serve the diagnostic action_mse."""
+    out: str
+    """Run folder. An existing one is resumed."""
+    env: str
+    """Task in which the policy is evaluated, for example walker-run."""
+    kl_only: bool = False
+    """Drop the reconstruction term."""
+    kl_scale: float = 1.0
+    """Factor on the KL term; 0: reconstruction only."""
+    use_idm: bool = False
+    """Draw actions from the inverse dynamics model and clone the policy onto them."""
+    updates: int = 50_000
+    """Gradient steps."""
+    batch_size: int = 50
+    """Windows in a batch."""
+    horizon: int = 50
+    """Frames in a window."""
+    lr: float = 3e-4
+    """Learning rate of Adam."""
+    grad_clip: float = 100.0
+    """Largest norm of the policy's gradient."""
+    max_episodes: int = 100
+    """Use the first so many demonstrations."""
+    seed: int = 42
+    """Of the initial policy, the batches and the noise; evaluation uses it plus 100."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:<n>."""
+    threads: int = 0
+    """CPU threads of PyTorch; 0: its own choice."""
+    log_every: int = 100
+    """Updates between two records."""
+    checkpoint_every: int = 1000
+    """Updates between two checkpoints."""
+    eval_every: int = 1000
+    """Updates between two evaluations; 0: never."""
+    eval_episodes: int = 10
+    """Episodes of each of them."""
+    final_episodes: int = 100
+    """Episodes of the evaluation at the end, written to eval.json; 0: none."""
+    wandb: bool = False
+    """Send the records to Weights & Biases as well."""
+
+
+class WorldModelAgent:
+    """Filter observations with a world model and act with the mode of a policy on its state.
+
+    The state is zero at the start of an episode, and the posterior is sampled (AIME's protocol).
+    """
+
+    def __init__(self, world_model: WorldModel, policy: TanhGaussianPolicy, seed: int) -> None:
+        """Take the modules and the seed of the posterior's noise."""
+        self._world_model, self._policy, self._seed = world_model, policy, seed
+        self._device = next(world_model.parameters()).device
+        self._state = world_model.rssm.initial(0)
+        self._noise = torch.Generator(self._device)
+
+    def reset(self, num_envs: int) -> None:
+        """Forget all episodes and start the noise anew."""
+        self._state = self._world_model.rssm.initial(num_envs)
+        self._noise.manual_seed(self._seed)
+
+    @torch.no_grad()
+    def act(self, obs: dict[str, Array], is_first: Array, prev_action: Array) -> Array:
+        """Return the actions [N, A] for observations [N, size] per sensor."""
+        model = self._world_model
+        self._state = model.filter_step(
+            {name: self._tensor(obs[name]) for name in model.config.inputs},
+            self._tensor(prev_action),
+            self._state,
+            noise=model.rssm.draw_noise(len(is_first), generator=self._noise),
+            is_first=torch.from_numpy(np.asarray(is_first, bool)).to(self._device),
+        )
+        return self._policy.act(self._state.feature).cpu().numpy()
+
+    def _tensor(self, array: Array) -> Tensor:
+        return torch.from_numpy(np.asarray(array, np.float32)).to(self._device)
+
+
+def update(
+    world_model: WorldModel,
+    policy: TanhGaussianPolicy,
+    optimizer: torch.optim.Optimizer,
+    batch: dict[str, Tensor],
+    generator: torch.Generator,
+    *,
+    kl_only: bool,
+    use_idm: bool,
+    grad_clip: float,
+) -> dict[str, Tensor]:
+    """Take one gradient step of the policy on the negative evidence bound of a batch.
+
+    Args:
+        world_model: the frozen model.
+        policy: the policy, changed in place.
+        optimizer: of the policy's parameters.
+        batch: [T, B, size] per sensor; "pre_action" [T, B, A] is only compared with.
+        generator: of the noise of posterior and policy.
+        kl_only: drop the reconstruction term.
+        use_idm: act with the inverse dynamics model and clone the policy onto it.
+        grad_clip: largest norm of the gradient.
+
+    Returns:
+        Scalars on the model's device: the model's metrics, and "policy_grad_norm" before clipping.
+    """
+    losses, metrics = world_model.elbo_with_policy(
+        batch, policy, generator=generator, kl_only=kl_only, use_idm=use_idm
+    )
+    optimizer.zero_grad(set_to_none=True)
+    losses["total"].backward()
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), grad_clip)
+    optimizer.step()
+    return metrics | {"policy_grad_norm": norm}
+
+
+def train(args: Args) -> None:
+    """Train from the start or from the last checkpoint of `args.out` to `args.updates`.
+
+    Raises:
+        ValueError: an argument is out of its range, model, data and task do not fit each other,
+            or the folder holds another run.
+        RuntimeError: the device is not available.
+    """
+    check_arguments(
+        args,
+        positive=("updates", "lr", "grad_clip", "log_every", "checkpoint_every", "eval_episodes"),
+        not_negative=("kl_scale", "seed", "threads", "eval_every", "final_episodes"),
+    )
+    device = choose_device(args.device, args.threads)
+    pretrained = load_checkpoint(Path(args.model), expected=("pretrain",))
+    model_config = replace(
+        WorldModelConfig.from_dict(pretrained.config["world_model"]), kl_scale=args.kl_scale
+    )
+    _check_fit(args, model_config)
+    dataset = Dataset.open(args.data, _columns(args.data, model_config), args.max_episodes)
+    sampler = WindowSampler(dataset, args.horizon, args.batch_size, args.seed, device=device)
+    out = Path(args.out)
+    open_run(out, "aime", asdict(args))
+
+    torch.manual_seed(args.seed)
+    world_model = WorldModel(model_config).to(device)
+    policy = TanhGaussianPolicy(model_config.feature_size, model_config.action_size).to(device)
+    restore(pretrained, {"world_model": world_model})
+    world_model.freeze()
+    optimizer = torch.optim.Adam(policy.parameters(), lr=args.lr, fused=True)
+    noise = torch.Generator(device).manual_seed(args.seed + 1)
+    modules = {"world_model": world_model, "policy": policy}
+    start = 0
+    if state := resume(out, "aime", modules):
+        optimizer.load_state_dict(state["optimizer"])
+        noise.set_state(state["noise"])
+        sampler.load_state_dict(state["sampler"])
+        start = state["step"]
+
+    eval_seed = args.seed + EVAL_SEED_OFFSET
+    agent = WorldModelAgent(world_model, policy, eval_seed)
+    shown = asdict(args)
+    with sampler, Logger(out, args.updates, start=start, config=shown, wandb=args.wandb) as logger:
+        logger.say(f"aime: {dataset.num_episodes} demonstrations, from update {start}")
+        for step in range(start + 1, args.updates + 1):
+            logger.add(
+                update(
+                    world_model,
+                    policy,
+                    optimizer,
+                    sampler.sample(),
+                    noise,
+                    kl_only=args.kl_only,
+                    use_idm=args.use_idm,
+                    grad_clip=args.grad_clip,
+                )
+            )
+            if step % args.log_every == 0 or step == args.updates:
+                logger.write(step)
+            if args.eval_every and step % args.eval_every == 0:
+                result = evaluate(agent, args.env, args.eval_episodes, seed=eval_seed)
+                logger.record(step, {"eval_return": result.mean, "eval_return_std": result.std})
+                logger.say(f"update {step}: return {result.mean:.1f} +- {result.std:.1f}")
+            if step % args.checkpoint_every == 0 or step == args.updates:
+                save_checkpoint(
+                    out,
+                    step,
+                    algorithm="aime",
+                    config={"args": asdict(args), "world_model": asdict(model_config)},
+                    modules=modules,
+                    train_state={
+                        "optimizer": optimizer.state_dict(),
+                        "noise": noise.get_state(),
+                        "sampler": sampler.state_dict(),
+                    },
+                )
+        if args.final_episodes:
+            result = evaluate(agent, args.env, args.final_episodes, seed=eval_seed)
+            write_atomic(out / "eval.json", json.dumps(result.to_dict()).encode())
+            logger.say(f"final return {result.mean:.1f}, score {result.score}")
+
+
+def load_agent(checkpoint: Checkpoint, seed: int, device: torch.device) -> WorldModelAgent:
+    """Rebuild the agent of a run of this algorithm.
+
+    Raises:
+        ValueError: the checkpoint is of another model variant.
+    """
+    config = WorldModelConfig.from_dict(checkpoint.config["world_model"])
+    world_model = WorldModel(config)
+    policy = TanhGaussianPolicy(config.feature_size, config.action_size)
+    restore(checkpoint, {"world_model": world_model, "policy": policy})
+    return WorldModelAgent(world_model.to(device), policy.to(device), seed)
+
+
+def _check_fit(args: Args, config: WorldModelConfig) -> None:
+    """Refuse a task whose sensors or actions are not the model's, and an absent inverse model."""
+    if args.env not in TASKS:
+        raise ValueError(f"--env is {args.env!r}, expected one of {', '.join(TASKS)}")
+    task, sizes = TASKS[args.env], dict(config.sensors)
+    given = {name: size for name, size, _ in task.sensors}
+    wanted = {name: sizes[name] for name in config.inputs}
+    if any(given.get(name) != size for name, size in wanted.items()):
+        raise ValueError(
+            f"--env {args.env} gives {given}, but the model of {args.model} reads {wanted}"
+        )
+    if task.action_size != config.action_size:
+        raise ValueError(
+            f"--env {args.env} has {task.action_size} actions, "
+            f"but the model of {args.model} has {config.action_size}"
+        )
+    if args.use_idm and config.idm == "none":
+        raise ValueError(f"--use-idm needs an inverse dynamics model, which {args.model} has not")
+
+
+def _columns(folder: str, config: WorldModelConfig) -> tuple[str, ...]:
+    """Name the columns to read; actions only where they are in the files."""
+    wanted = (*config.inputs, *config.targets, *config.probes)
+    extra = [TERMINAL] if config.terminal else []
+    if "pre_action" in read_arrays(episode_files(Path(folder))[0]):
+        extra.append("pre_action")
+    return tuple(dict.fromkeys((*wanted, *extra)))
