@@ -192,7 +192,9 @@ class WorldModelConfig:
             unknown = sorted(set(given) - {field.name for field in fields(kind)})
             if unknown:
                 raise ValueError(f"{kind.__name__} has no field {unknown[0]!r}")
-        rest = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "rssm"}
+        rest: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "rssm"
+        }
         rest["sensors"] = tuple((name, size) for name, size in values.get("sensors", ()))
         return cls(rssm=RSSMConfig(**rssm), **rest)
 

@@ -19,7 +19,7 @@ _ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {"elu": nn.ELU, "swish
 
 
 class MLP(nn.Module):
-    """`depth` hidden layers of `width` (linear, norm, activation), and a linear head if asked for."""
+    """`depth` hidden layers of `width` (linear, norm, activation), then a linear head if given."""
 
     def __init__(
         self,

@@ -34,8 +34,8 @@ class WorldModel(nn.Module):
     """Encoders, RSSM, decoders, probes and inverse dynamics model.
 
     Batches are dictionaries of time-major tensors in the parameters' dtype: each sensor
-    [T, B, size] (the image [T, B, 3, 64, 64], uint8 or in [0, 1]), "pre_action" [T, B, A] the action
-    that led to the frame, optionally "is_first" [T, B] or [T, B, 1], with `terminal` also
+    [T, B, size] (the image [T, B, 3, 64, 64], uint8 or in [0, 1]), "pre_action" [T, B, A] the
+    action that led to the frame, optionally "is_first" [T, B] or [T, B, 1], with `terminal` also
     "is_terminal" [T, B, 1], and optionally "<sensor>_mask" [T, B, size or 1], a factor on the
     sensor's log likelihood.
     Nothing here synchronises the device.
@@ -121,7 +121,8 @@ class WorldModel(nn.Module):
             Losses "reconstruction", "kl", "idm", "probe" and their "total" (the KL times kl_scale),
             and detached metrics: `<sensor>_mse`, `<sensor>_rec_term`, `rec_term`, `kl_term`, `elbo`
             and the names of the losses with the suffix `_loss`, where `reconstruction_loss`
-            includes the probes' as in AIME. Reductions: sum over elements and time, mean over the batch.
+            includes the probes' as in AIME. Reductions: sum over elements and time, mean over the
+            batch.
 
         Raises:
             ValueError: a key is missing or has the wrong shape.
