@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -95,6 +96,16 @@ def test_wandb_is_used_only_when_asked(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(RuntimeError, match="needs the package wandb"):
         Logger(tmp_path / "absent", 1, wandb=True)
+
+
+def test_a_pause_does_not_count_as_slow(tmp_path):
+    plain, _ = console(terminal=False)
+    with Logger(tmp_path, 2, console=plain) as logger:
+        with logger.paused():
+            time.sleep(0.2)
+        logger.add({"loss": torch.tensor(1.0)})
+        logger.write(1)
+    assert records(tmp_path)[0]["updates_per_second"] > 1 / 0.2
 
 
 def test_the_progress_bar_is_silent_without_a_terminal(capsys):

@@ -230,7 +230,8 @@ def train(args: Args) -> None:
             if step % args.log_every == 0 or step == args.updates:
                 logger.write(step)
             if args.eval_every and step % args.eval_every == 0:
-                result = evaluate(agent, args.env, args.eval_episodes, seed=eval_seed)
+                with logger.paused():
+                    result = evaluate(agent, args.env, args.eval_episodes, seed=eval_seed)
                 logger.record(step, {"eval_return": result.mean, "eval_return_std": result.std})
                 logger.say(f"update {step}: return {result.mean:.1f} +- {result.std:.1f}")
             if step % args.checkpoint_every == 0 or step == args.updates:
@@ -249,7 +250,8 @@ def train(args: Args) -> None:
         if args.final_episodes:
             result = evaluate(agent, args.env, args.final_episodes, seed=eval_seed)
             write_atomic(out / "eval.json", json.dumps(result.to_dict()).encode())
-            logger.say(f"final return {result.mean:.1f}, score {result.score}")
+            score = "unknown" if result.score is None else f"{result.score:.1f}"
+            logger.say(f"final return {result.mean:.1f} +- {result.std:.1f}, score {score}")
 
 
 def load_agent(checkpoint: Checkpoint, seed: int, device: torch.device) -> WorldModelAgent:

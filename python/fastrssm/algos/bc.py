@@ -222,7 +222,8 @@ def train(args: Args) -> None:
                 StackAgent(best, sensors, k), args.env, args.final_episodes, seed=seed
             )
             write_atomic(out / "eval.json", json.dumps(result.to_dict()).encode())
-            logger.say(f"final return {result.mean:.1f}, score {result.score}")
+            score = "unknown" if result.score is None else f"{result.score:.1f}"
+            logger.say(f"final return {result.mean:.1f} +- {result.std:.1f}, score {score}")
 
 
 @torch.no_grad()

@@ -163,9 +163,10 @@ def train(args: Args) -> None:
             if step % args.log_every == 0 or step == args.updates:
                 logger.write(step)
             if args.eval_every and step % args.eval_every == 0:
-                with WindowSampler(
+                windows = WindowSampler(
                     dataset, args.horizon, args.batch_size, step, device=device, prefetch=False
-                ) as windows:
+                )
+                with logger.paused():
                     logger.record(step, prediction_error(world_model, windows.sample(), step))
             if step % args.checkpoint_every == 0 or step == args.updates:
                 save_checkpoint(

@@ -131,9 +131,12 @@ class Logger:
         """Print a line; on a terminal it appears above the table."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def pause(self) -> None:
-        """Keep the time since the last record or pause out of the next speed."""
-        self._marked = time.perf_counter()
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Keep the time of this block, an evaluation for example, out of the speed."""
+        before = time.perf_counter()
+        yield
+        self._marked += time.perf_counter() - before
 
     def _show(self, step: int, means: Mapping[str, float], speed: float) -> None:
         elapsed = time.perf_counter() - self._opened

@@ -1,0 +1,247 @@
+"""The command line: `fastrssm pretrain | aime | bc | eval | data | doctor`.
+
+Every command imports what it needs when it is chosen, so that the overview is quick.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from fastrssm import __version__
+
+_OVERVIEW = """\
+usage: fastrssm COMMAND ...
+
+Recurrent state-space models, and imitation from observation with them (AIME).
+
+commands:
+  data make NAME    make a dataset of the paper anew, for example walker-run-expert
+  data info NAME    episodes, columns, returns and checksum of a folder, or of a recipe
+  pretrain          fit a world model to episodes with actions (phase 1 of AIME)
+  aime              imitate demonstrations without actions with that model (phase 2)
+  bc                clone a policy from demonstrations with actions (upper bound)
+  eval RUN          run the policy of an aime or bc run
+  doctor            versions, backends and why others are absent, OpenGL, a self-test
+
+a first run:
+  fastrssm data make walker-random --episodes 100
+  fastrssm pretrain --data data/walker-random --env walker-walk --out runs/model
+  fastrssm data make walker-walk-expert
+  fastrssm aime --model runs/model --data data/walker-walk-expert --env walker-walk --out runs/walk
+  fastrssm eval runs/walk
+
+The same command on the same run folder goes on where it stopped.
+`fastrssm COMMAND --help` explains every option. FASTRSSM_DEBUG=1 shows where an error came from.
+"""
+
+# where `data make` puts a dataset, and where `data info` looks for a name
+_DATA = Path("data")
+
+
+@dataclass(frozen=True)
+class EvalArgs:
+    """Run whole episodes with the policy of a run and report their returns."""
+
+    run: tyro.conf.Positional[str]
+    """Run folder of `fastrssm aime` or `fastrssm bc`."""
+    episodes: int = 100
+    """How many."""
+    seed: int | None = None
+    """Of the environments and of the model's noise; left out: the run's seed plus 100."""
+    num_envs: int = 20
+    """Environments stepped together."""
+    json: bool = False
+    """Print one line of JSON instead of a sentence."""
+    video: Path | None = None
+    """Film one more episode into this .mp4 or .gif."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:<n>."""
+    threads: int = 0
+    """CPU threads of PyTorch; 0: its own choice."""
+
+
+@dataclass(frozen=True)
+class MakeArgs:
+    """Make a dataset of the paper anew from policy snapshots that come with the package.
+
+    Name, episodes and seed determine every byte of it.
+    """
+
+    name: tyro.conf.Positional[str]
+    """Recipe, for example walker-random, walker-stand-buffer or walker-run-expert."""
+    out: Path | None = None
+    """Folder to make; left out: data/NAME."""
+    episodes: int | None = None
+    """How many; left out: as many as the paper has."""
+    seed: int = 0
+    """Of the environments and of the policy's noise."""
+    num_envs: int = 16
+    """Environments stepped together; changes the speed only."""
+    overwrite: bool = False
+    """Replace a folder of episodes."""
+
+
+@dataclass(frozen=True)
+class InfoArgs:
+    """Print episodes, frames, columns, returns and checksum of a dataset as JSON."""
+
+    name: tyro.conf.Positional[str]
+    """A folder of episodes, or the name of a recipe."""
+
+
+@dataclass(frozen=True)
+class DoctorArgs:
+    """Print versions, backends, OpenGL and threads, and test this installation for two seconds."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 1 doctor found a fault, 2 bad input."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_OVERVIEW, end="")
+        return 0
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "pretrain": _pretrain,
+        "aime": _aime,
+        "bc": _bc,
+        "eval": _eval,
+        "data": _data,
+        "doctor": _doctor,
+    }
+    try:
+        if words[0] not in commands:
+            raise ValueError(f"no command {words[0]!r}, expected one of {', '.join(commands)}")
+        return commands[words[0]](words[1:])
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        if os.environ.get("FASTRSSM_DEBUG") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _pretrain(words: list[str]) -> int:
+    from fastrssm.algos import pretrain
+
+    pretrain.train(tyro.cli(pretrain.Args, args=words, prog="fastrssm pretrain"))
+    return 0
+
+
+def _aime(words: list[str]) -> int:
+    from fastrssm.algos import aime
+
+    aime.train(tyro.cli(aime.Args, args=words, prog="fastrssm aime"))
+    return 0
+
+
+def _bc(words: list[str]) -> int:
+    from fastrssm.algos import bc
+
+    bc.train(tyro.cli(bc.Args, args=words, prog="fastrssm bc"))
+    return 0
+
+
+def _eval(words: list[str]) -> int:
+    args = tyro.cli(EvalArgs, args=words, prog="fastrssm eval")
+    from fastrssm.algos import aime, bc
+    from fastrssm.run.checkpoint import load_checkpoint
+    from fastrssm.run.evaluate import evaluate
+    from fastrssm.run.start import choose_device
+    from fastrssm.run.video import record_video
+
+    device = choose_device(args.device, args.threads)
+    checkpoint = load_checkpoint(Path(args.run), expected=("aime", "bc"))
+    trained = checkpoint.config["args"]
+    seed = trained["seed"] + aime.EVAL_SEED_OFFSET if args.seed is None else args.seed
+    load_agent = {"aime": aime.load_agent, "bc": bc.load_agent}[checkpoint.algorithm]
+    agent = load_agent(checkpoint, seed, device)
+    # first, since it fails at once where there is no OpenGL
+    if args.video is not None:
+        frames = record_video(agent, trained["env"], args.video, seed=seed)
+        print(f"{args.video}: {frames} frames", file=sys.stderr)
+    result = evaluate(agent, trained["env"], args.episodes, seed=seed, num_envs=args.num_envs)
+    if args.json:
+        line = {
+            "run": args.run,
+            "step": checkpoint.step,
+            "env": result.env_id,
+            "return_mean": result.mean,
+            "return_std": result.std,
+            "score": result.score,
+            "score_interval": result.score_interval,
+            "episodes": args.episodes,
+            "seed": seed,
+        }
+        print(json.dumps(line))
+    else:
+        print(
+            f"{result.env_id}: return {result.mean:.1f} +- {result.std:.1f} "
+            f"over {args.episodes} episodes, seed {seed}"
+        )
+        if result.score is not None and result.score_interval is not None:
+            low, high = result.score_interval
+            print(f"score {result.score:.1f}, 95 % interval [{low:.1f}, {high:.1f}]; expert = 100")
+    return 0
+
+
+def _data(words: list[str]) -> int:
+    chosen = tyro.cli(
+        Annotated[MakeArgs, tyro.conf.subcommand("make", prefix_name=False)]
+        | Annotated[InfoArgs, tyro.conf.subcommand("info", prefix_name=False)],
+        args=words,
+        prog="fastrssm data",
+        description="Make datasets, and look at them.",
+    )
+    return _make(chosen) if isinstance(chosen, MakeArgs) else _info(chosen)
+
+
+def _make(args: MakeArgs) -> int:
+    from fastrssm.run.collect import make_dataset
+    from fastrssm.run.log import progress_bar
+
+    folder = _DATA / args.name if args.out is None else args.out
+    with progress_bar(args.name) as advance:
+        make_dataset(
+            args.name,
+            folder,
+            args.episodes,
+            args.seed,
+            args.num_envs,
+            advance,
+            overwrite=args.overwrite,
+        )
+    print(folder)
+    return 0
+
+
+def _info(args: InfoArgs) -> int:
+    from fastrssm.data import info
+    from fastrssm.data.recipes import parse
+
+    for folder in (Path(args.name), _DATA / args.name):
+        if folder.is_dir():
+            print(json.dumps(info(folder), indent=2))
+            return 0
+    if "/" in args.name:
+        raise ValueError(f"{args.name} is not a folder")
+    recipe = parse(args.name)
+    print(json.dumps({"name": args.name, **vars(recipe), "made": False}, indent=2))
+    return 0
+
+
+def _doctor(words: list[str]) -> int:
+    tyro.cli(DoctorArgs, args=words, prog="fastrssm doctor")
+    from fastrssm import doctor
+
+    return doctor.main()
