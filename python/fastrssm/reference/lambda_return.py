@@ -23,8 +23,7 @@ def lambda_return(
     Source:
         Eq. 6 of Dreamer (1912.01603); AIME spec sections 5.2 (constant) and 5.3 (per state).
     """
-    discounts = torch.as_tensor(discount, dtype=rewards.dtype, device=rewards.device)
-    discounts = discounts.expand_as(rewards)
+    discounts = discount if isinstance(discount, Tensor) else torch.full_like(rewards, discount)
     inputs = rewards + discounts * (1.0 - lambda_) * next_values
     carry, returns = next_values[-1], []
     for step, d in zip(inputs.flip(0).unbind(0), discounts.flip(0).unbind(0), strict=True):
