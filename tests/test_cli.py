@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from fastrssm import doctor
 from fastrssm.cli import main
 

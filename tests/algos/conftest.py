@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from fastrssm.algos import pretrain
 from fastrssm.data.episode import write_episode
 from fastrssm.envs import TASKS

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from fastrssm.algos import aime, pretrain
 from fastrssm.algos.aime import Args, WorldModelAgent, train
 from fastrssm.data.dataset import episode_files

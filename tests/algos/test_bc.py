@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from fastrssm.algos import bc
 from fastrssm.algos.bc import Args, Policy, StackAgent, train
 from fastrssm.run.checkpoint import load_checkpoint

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from fastrssm.algos import pretrain
 from fastrssm.algos.pretrain import Args, Sizes, train
 from fastrssm.run.checkpoint import load_checkpoint

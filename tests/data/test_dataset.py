@@ -4,9 +4,10 @@ import shutil
 
 import numpy as np
 import pytest
+from test_episode import make_episode
+
 from fastrssm.data import Dataset, info
 from fastrssm.data.episode import write_episode
-from test_episode import make_episode
 
 KEYS = ("position", "height", "pre_action", "is_first")
 

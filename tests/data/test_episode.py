@@ -3,6 +3,7 @@ import zipfile
 
 import numpy as np
 import pytest
+
 from fastrssm.data.episode import read_arrays, read_episode, write_episode
 
 

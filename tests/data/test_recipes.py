@@ -1,4 +1,5 @@
 import pytest
+
 from fastrssm.data.recipes import RECIPES, parse
 from fastrssm.envs import TASKS
 

@@ -3,9 +3,10 @@ import threading
 import numpy as np
 import pytest
 import torch
+from test_episode import make_episode
+
 from fastrssm.data import Dataset, FrameStacks, WindowSampler
 from fastrssm.data.episode import write_episode
-from test_episode import make_episode
 
 LENGTHS = (9, 6, 12, 4, 7)
 

@@ -4,10 +4,18 @@ import logging
 
 import numpy as np
 import pytest
+
 from fastrssm.envs import TASKS, make_vec
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # a deprecation notice per loaded model
 suite = pytest.importorskip("dm_control.suite")
+
+
+@pytest.fixture(autouse=True)
+def _somewhere(tmp_path, monkeypatch):
+    """MuJoCo logs the warnings of dm_control's models to a file in the current folder."""
+    monkeypatch.chdir(tmp_path)
+
 
 OFFICIAL = ["walker-stand", "walker-walk", "walker-run", "cheetah-run"]
 NUM_ENVS = 2

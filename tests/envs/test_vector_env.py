@@ -1,9 +1,10 @@
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode
+
 from fastrssm.envs import TASKS, make_vec
 from fastrssm.envs.physics import rng_words, uniform
-from gymnasium.vector import AutoresetMode
 
 
 def rollout(env, actions, seed=0):
@@ -159,3 +160,9 @@ def test_divergence_is_an_error():
     env.data[1].qvel[:] = np.inf
     with pytest.raises(RuntimeError, match="environment 1 diverged"):
         env.step(np.zeros((2, 6)))
+
+
+def test_loading_leaves_nothing_in_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_vec("cheetah-run", 1)
+    assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+
 from fastrssm.models.policy import TanhGaussianPolicy
 from fastrssm.models.world_model import WorldModel, world_model_config
 

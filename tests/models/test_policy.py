@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from fastrssm.models.distributions import TanhNormal
-from fastrssm.models.policy import TanhGaussianPolicy
 from torch.distributions import Normal, TransformedDistribution, kl_divergence
 from torch.distributions.transforms import TanhTransform
+
+from fastrssm.models.distributions import TanhNormal
+from fastrssm.models.policy import TanhGaussianPolicy
 
 
 def sample() -> tuple[TanhNormal, TanhNormal, torch.Tensor]:

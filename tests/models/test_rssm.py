@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+
 from fastrssm.models.policy import TanhGaussianPolicy
 from fastrssm.models.rssm import (
     AIME_RSSM,

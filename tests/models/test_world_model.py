@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
+from test_golden import WALKER, walker_batch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
 from fastrssm.models.policy import TanhGaussianPolicy
 from fastrssm.models.rssm import State
 from fastrssm.models.world_model import WorldModel, WorldModelConfig, world_model_config
-from test_golden import WALKER, walker_batch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 CHEETAH = (("position", 8, "first"), ("velocity", 9, "second"))
 PRESETS = ("rssm", "rssmo", "rssmo_v2", "rssmo_discrete")

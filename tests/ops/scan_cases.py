@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from fastrssm.models.nets import MLP, paired_layers, project, split_input
 from fastrssm.ops import Layer, PolicyWeights, RSSMWeights
-from torch import Tensor, nn
 
 D, S, A, E, M = 6, 4, 2, 3, 5
 # options of the scans, per published variant

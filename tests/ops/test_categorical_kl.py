@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from fastrssm.ops import categorical_kl
 from torch.distributions import Categorical, kl_divergence
+
+from fastrssm.ops import categorical_kl
 
 
 def logits(seed: int, *shape: int, scale: float = 2.0) -> torch.Tensor:

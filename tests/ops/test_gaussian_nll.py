@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from fastrssm.ops import gaussian_nll
 from torch.distributions import Normal
+
+from fastrssm.ops import gaussian_nll
 
 
 def sample(*shape: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from fastrssm.ops import gru_cell
 from torch import nn
+
+from fastrssm.ops import gru_cell
 
 D, B, BLOCKS = 6, 3, 2
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from fastrssm.ops import lambda_return
 
 

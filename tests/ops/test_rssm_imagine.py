@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from fastrssm.ops import rssm_imagine
 from scan_cases import VARIANTS, Textbook, assert_same_run, inputs
+
+from fastrssm.ops import rssm_imagine
 
 
 def imagine(book: Textbook, x: dict[str, torch.Tensor]):

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from fastrssm.ops import rssm_observe
 from scan_cases import VARIANTS, Textbook, assert_same_run, inputs, some_first
+
+from fastrssm.ops import rssm_observe
 
 
 def observe(book: Textbook, x: dict[str, torch.Tensor], is_first=None):

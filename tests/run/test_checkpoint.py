@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fastrssm.run.checkpoint import load_checkpoint, restore, resume, save_checkpoint
 from torch import nn
+
+from fastrssm.run.checkpoint import load_checkpoint, restore, resume, save_checkpoint
 
 ARGS = {"seed": 1, "updates": 10, "rssm": {"deter": 512, "stoch": None}, "data": Path("walker")}
 

@@ -3,15 +3,16 @@ import json
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from safetensors.numpy import save_file
+
 from fastrssm.data import Dataset, info
 from fastrssm.data.episode import read_episode
 from fastrssm.envs import make_vec
 from fastrssm.run import agents, collect
 from fastrssm.run.agents import RandomAgent, SnapshotAgent, Snapshots
 from fastrssm.run.collect import make_dataset, rollout, write_dataset
-from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
-from safetensors.numpy import save_file
 
 
 class Counting(VectorEnv):

@@ -2,10 +2,11 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
+
 from fastrssm.envs import TASKS, make_vec
 from fastrssm.run.agents import RandomAgent
 from fastrssm.run.evaluate import bootstrap_interval, evaluate, summarise
-from scipy.stats import bootstrap
 
 RETURNS = np.random.default_rng(3).gamma(4.0, 100.0, 60)
 

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fastrssm.run.log import Logger, progress_bar
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fastrssm.run.log import Logger, progress_bar
 
 
 def console(terminal: bool) -> tuple[Console, io.StringIO]:

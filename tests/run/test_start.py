@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from fastrssm.run.start import check_arguments, choose_device, open_run
 
 ARGS = {"seed": 1, "updates": 10, "rssm": {"deter": 512, "stoch": None}, "data": Path("walker")}

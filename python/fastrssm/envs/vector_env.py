@@ -5,6 +5,7 @@
 
 import copy
 import glob
+import logging
 import os
 from collections.abc import Sequence
 from importlib import import_module
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 from fastrssm import _stepper
 from fastrssm.envs.physics import Physics, arrays_of, compile_task, rng_words
 from fastrssm.envs.tasks import TASKS, Task
+
+_LOG = logging.getLogger("fastrssm")
 
 
 class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[Any]]):
@@ -84,7 +87,7 @@ class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[A
         self.num_envs: int = num_envs
         self.action_repeat: int = repeat
         self.episode_steps: int = -(-task.episode_steps // repeat)
-        self.model: mujoco.MjModel = mujoco.MjModel.from_xml_path(_model_path(task.model))
+        self.model: mujoco.MjModel = _load_model(task.model)
         # a diverged state must be seen, not silently replaced by the initial pose
         self.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
         self._passive_model = copy.deepcopy(self.model)
@@ -223,12 +226,19 @@ def _compile(task: Task, arrays: Physics, width: int) -> dict[str, Any]:
     return _COMPILED[task]
 
 
-def _model_path(file: str) -> str:
-    """Find a model of dm_control's suite without importing it, which would look for OpenGL."""
+def _load_model(file: str) -> mujoco.MjModel:
+    """Load a model of dm_control's suite without importing it, which would look for OpenGL."""
     spec = find_spec("dm_control")
     if spec is None or not spec.submodule_search_locations:
         raise RuntimeError("dm_control is not installed: pip install 'fastrssm[sim]'")
-    return os.path.join(spec.submodule_search_locations[0], "suite", file)
+    path = os.path.join(spec.submodule_search_locations[0], "suite", file)
+    # MuJoCo would write its warnings to a file in the current folder
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda message: _LOG.debug("%s: %s", file, message))
+    try:
+        return mujoco.MjModel.from_xml_path(path)
+    finally:
+        mujoco.set_mju_user_warning(before)
 
 
 def _library_path() -> str:
