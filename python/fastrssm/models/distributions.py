@@ -60,10 +60,6 @@ class TanhNormal(NamedTuple):
         """[..., A] tanh of the mean, what policies do when they are evaluated."""
         return torch.tanh(self.mean)
 
-    def rsample(self, noise: Tensor) -> Tensor:
-        """Sample with a gradient, given standard normal noise [..., A]."""
-        return torch.tanh(torch.addcmul(self.mean, self.std, noise))
-
     def log_prob(self, action: Tensor) -> Tensor:
         """[...] log density of actions [..., A], which are clamped to +-0.999 first."""
         action = action.clamp(-0.999, 0.999)
