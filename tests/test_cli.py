@@ -132,6 +132,19 @@ def test_data_info_knows_folders_and_recipes(project, capsys):
     assert (recipe["made"], recipe["episodes"], recipe["env_id"]) == (False, 100, "walker-run")
 
 
+def test_a_reader_that_has_enough_is_no_mistake(project):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrssm", "data", "info", "walker-random"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 DATA = ["--data", "data/walker-random"]
 
 

@@ -146,7 +146,8 @@ class Logger:
             "speed": f"{speed:.3g} {self.unit}s/s",
             "time left": _duration(left),
         }
-        body = {name: f"{value:.5g}" for name, value in means.items()}
+        # totals come last in the metrics of a model; a small terminal shows the top of the table
+        body = {name: f"{value:.5g}" for name, value in reversed(means.items())}
         if not self._console.is_terminal:
             self.say("  ".join(f"{name} {text}" for name, text in (head | body).items()))
             return
