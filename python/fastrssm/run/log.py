@@ -147,7 +147,7 @@ class Logger:
             "time left": _duration(left),
         }
         # totals come last in the metrics of a model; a small terminal shows the top of the table
-        body = {name: f"{value:.5g}" for name, value in reversed(means.items())}
+        body = {name: f"{value:.5g}" for name, value in reversed(list(means.items()))}
         if not self._console.is_terminal:
             self.say("  ".join(f"{name} {text}" for name, text in (head | body).items()))
             return
