@@ -98,10 +98,11 @@ void define_gaussian_kl(py::module_& m) {
 void* at(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
 float* floats_at(std::uintptr_t address) { return reinterpret_cast<float*>(address); }
 
+// as torch spells them
 int stored(const std::string& dtype) {
-  if (dtype == "float32") return fastrssm::kFloat32;
-  if (dtype == "bfloat16") return fastrssm::kBFloat16;
-  throw py::type_error("dtype is " + dtype + ", expected float32 or bfloat16");
+  if (dtype == "torch.float32") return fastrssm::kFloat32;
+  if (dtype == "torch.bfloat16") return fastrssm::kBFloat16;
+  throw py::type_error("dtype is " + dtype + ", expected torch.float32 or torch.bfloat16");
 }
 
 void check(int error) {
@@ -112,31 +113,31 @@ void define_gaussian_kl_cuda(py::module_& m) {
   using Address = std::uintptr_t;
   m.def(
       "gaussian_kl_forward_cuda",
-      [](const std::string& dtype, Address post_mean, Address post_std, Address prior_mean,
-         Address prior_std, Address kl, std::int64_t N, std::int64_t S, Address stream) {
+      [](Address stream, const std::string& dtype, std::int64_t N, std::int64_t S,
+         Address post_mean, Address post_std, Address prior_mean, Address prior_std, Address kl) {
         check(fastrssm_gaussian_kl_forward(stored(dtype), at(post_mean), at(post_std),
                                            at(prior_mean), at(prior_std), floats_at(kl), N, S,
                                            at(stream)));
       },
-      py::arg("dtype"), py::arg("post_mean"), py::arg("post_std"), py::arg("prior_mean"),
-      py::arg("prior_std"), py::arg("kl"), py::arg("N"), py::arg("S"), py::arg("stream"));
+      py::arg("stream"), py::arg("dtype"), py::arg("N"), py::arg("S"), py::arg("post_mean"),
+      py::arg("post_std"), py::arg("prior_mean"), py::arg("prior_std"), py::arg("kl"));
   m.def(
       "gaussian_kl_backward_cuda",
-      [](const std::string& dtype, Address grad, Address kl, Address post_mean, Address post_std,
-         Address prior_mean, Address prior_std, Address post_mean_grad, Address post_std_grad,
-         Address prior_mean_grad, Address prior_std_grad, std::int64_t N, std::int64_t S,
-         float post_scale, float prior_scale, float free_nats, Address stream) {
+      [](Address stream, const std::string& dtype, std::int64_t N, std::int64_t S, Address grad,
+         Address kl, Address post_mean, Address post_std, Address prior_mean, Address prior_std,
+         Address post_mean_grad, Address post_std_grad, Address prior_mean_grad,
+         Address prior_std_grad, float post_scale, float prior_scale, float free_nats) {
         check(fastrssm_gaussian_kl_backward(stored(dtype), floats_at(grad), floats_at(kl),
                                             at(post_mean), at(post_std), at(prior_mean),
                                             at(prior_std), at(post_mean_grad), at(post_std_grad),
                                             at(prior_mean_grad), at(prior_std_grad), N, S,
                                             post_scale, prior_scale, free_nats, at(stream)));
       },
-      py::arg("dtype"), py::arg("grad"), py::arg("kl"), py::arg("post_mean"), py::arg("post_std"),
-      py::arg("prior_mean"), py::arg("prior_std"), py::arg("post_mean_grad"),
-      py::arg("post_std_grad"), py::arg("prior_mean_grad"), py::arg("prior_std_grad"), py::arg("N"),
-      py::arg("S"), py::arg("post_scale"), py::arg("prior_scale"), py::arg("free_nats"),
-      py::arg("stream"));
+      py::arg("stream"), py::arg("dtype"), py::arg("N"), py::arg("S"), py::arg("grad"),
+      py::arg("kl"), py::arg("post_mean"), py::arg("post_std"), py::arg("prior_mean"),
+      py::arg("prior_std"), py::arg("post_mean_grad"), py::arg("post_std_grad"),
+      py::arg("prior_mean_grad"), py::arg("prior_std_grad"), py::arg("post_scale"),
+      py::arg("prior_scale"), py::arg("free_nats"));
 }
 
 #endif  // FASTRSSM_HAS_CUDA

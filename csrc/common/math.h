@@ -28,7 +28,7 @@ FASTRSSM_HD float log_of(float x) {
 
   // x = 2^exponent * mantissa with mantissa in [sqrt(1/2), sqrt(2))
   const bool subnormal = x < kSmallestNormal;
-  const float normal = subnormal ? x * 0x1p23f : x;
+  const float normal = x * (subnormal ? 0x1p23f : 1.0f);
   std::uint32_t bits;
   std::memcpy(&bits, &normal, sizeof bits);
   const std::int32_t exponent = static_cast<std::int32_t>(bits - kSqrtHalf) >> 23;

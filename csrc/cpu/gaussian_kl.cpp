@@ -32,12 +32,15 @@ FASTRSSM_CLONES void terms_of(const T* pm, const T* ps, const T* qm, const T* qs
   }
 }
 
+// sums[row] += the sum of a row of terms [rows, width]
 template <typename A>
-FASTRSSM_CLONES A sum_of(const A* terms, std::int64_t count) {
-  A sum = 0;
+FASTRSSM_CLONES void add_rows(const A* terms, A* sums, std::int64_t rows, std::int64_t width) {
+  for (std::int64_t row = 0; row < rows; ++row) {
+    A sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (std::int64_t i = 0; i < count; ++i) sum += terms[i];
-  return sum;
+    for (std::int64_t s = 0; s < width; ++s) sum += terms[row * width + s];
+    sums[row] += sum;
+  }
 }
 
 template <typename T>
@@ -73,9 +76,7 @@ void gaussian_kl_forward(const T* post_mean, const T* post_std, const T* prior_m
       const std::int64_t width = std::min(blocks.width, S - s);
       const std::int64_t at = first * S + s;
       terms_of(post_mean + at, post_std + at, prior_mean + at, prior_std + at, terms, rows * width);
-      for (std::int64_t row = 0; row < rows; ++row) {
-        kl[first + row] += sum_of(terms + row * width, width);
-      }
+      add_rows(terms, kl + first, rows, width);
     }
   }
 }

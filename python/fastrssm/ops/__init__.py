@@ -1,7 +1,7 @@
 """The public ops: checks, choice of the backend, gradient."""
 
+from fastrssm.ops.gaussian_kl import gaussian_kl as gaussian_kl
 from fastrssm.reference.categorical_kl import categorical_kl as categorical_kl
-from fastrssm.reference.gaussian_kl import gaussian_kl as gaussian_kl
 from fastrssm.reference.gaussian_nll import gaussian_nll as gaussian_nll
 from fastrssm.reference.gru_cell import Cell as Cell
 from fastrssm.reference.gru_cell import gru_cell as gru_cell

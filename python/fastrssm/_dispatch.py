@@ -1,0 +1,103 @@
+"""Which backend runs an op: the argument, `use_backend`, FASTRSSM_BACKEND, then the fastest."""
+
+import functools
+import importlib.util
+import logging
+import os
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor
+
+Backend = Literal["reference", "cpu", "triton", "cuda"]
+
+# every op that has a card, with its backends
+OPS: dict[str, tuple[Backend, ...]] = {
+    "gaussian_kl": ("reference", "cpu", "triton", "cuda"),
+}
+_ORDER: dict[str, tuple[Backend, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+_log_once = functools.cache(logging.getLogger("fastrssm").debug)
+
+
+def _checked(backend: str | None, source: str) -> Backend | None:
+    if backend is not None and backend not in get_args(Backend):
+        raise ValueError(f"{source} is {backend!r}, expected one of {', '.join(get_args(Backend))}")
+    return cast(Backend | None, backend)
+
+
+# thread-local and not a context variable, which torch.compile cannot read
+_CHOSEN = threading.local()
+_ENVIRONMENT = _checked(os.environ.get("FASTRSSM_BACKEND") or None, "FASTRSSM_BACKEND")
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _absence(backend: Backend) -> str | None:
+    """Why this installation cannot run `backend`; None when it can."""
+    if backend == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        visible = _INTERPRETED or torch.cuda.is_available()
+        return None if visible else "no GPU is visible, and TRITON_INTERPRET is not 1"
+    if backend in ("cpu", "cuda"):
+        try:
+            from fastrssm import _native
+        except ImportError as error:  # a source tree that was not built has the other backends
+            return f"the compiled module does not load ({error})"
+        return (_native.cuda_status() or None) if backend == "cuda" else None
+    return None
+
+
+def _refusal(op: str, backend: Backend, device: str, dtype: torch.dtype) -> str | None:
+    """Why `backend` cannot run `op` on such a tensor; None when it can."""
+    if backend not in OPS[op]:
+        return "no kernel"
+    if reason := _absence(backend):
+        return reason
+    anywhere = ("reference", "triton") if _INTERPRETED else ("reference",)
+    if backend not in (*anywhere, *_ORDER.get(device, ())):
+        return f"tensor is on {device}"
+    if backend in ("triton", "cuda") and dtype == torch.float64:
+        return "float64 runs on cpu and reference only"
+    return None
+
+
+# what torch.compiler.assume_constant_result does, without its import of the whole compiler
+_refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def resolve(op: str, x: Tensor, requested: Backend | None) -> Backend:
+    """Choose the backend of `op` for tensors like `x`; an explicit request never falls back."""
+    device, dtype = x.device.type, x.dtype
+    wanted = _checked(requested, "backend") or getattr(_CHOSEN, "backend", None) or _ENVIRONMENT
+    if wanted is not None:
+        if reason := _refusal(op, wanted, device, dtype):
+            raise RuntimeError(f"{op}: backend {wanted!r} is not available: {reason}")
+        return wanted
+    for backend in _ORDER.get(device, ()):
+        reason = _refusal(op, backend, device, dtype)
+        if reason is None:
+            return backend
+        if not torch.compiler.is_compiling():
+            _log_once("%s does not run on %s: %s", op, backend, reason)
+    return "reference"
+
+
+@contextmanager
+def use_backend(backend: Backend) -> Generator[None]:
+    """Run every op of this thread inside the block on `backend`, or raise where it cannot."""
+    outer = getattr(_CHOSEN, "backend", None)
+    _CHOSEN.backend = _checked(backend, "backend")
+    try:
+        yield
+    finally:
+        _CHOSEN.backend = outer
+
+
+def backends() -> dict[str, dict[Backend, str | None]]:
+    """Tabulate op x backend: None where it can run here, else the reason why not."""
+    columns: tuple[Backend, ...] = get_args(Backend)
+    return {op: {b: _absence(b) if b in OPS[op] else "no kernel" for b in columns} for op in OPS}
