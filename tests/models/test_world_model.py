@@ -16,7 +16,7 @@ from fastrssm.models.world_model import WorldModel, WorldModelConfig, world_mode
 CHEETAH = (("position", 8, "first"), ("velocity", 9, "second"))
 PRESETS = ("rssm", "rssmo", "rssmo_v2", "rssmo_discrete")
 SETUPS = ("mdp", "lpomdp", "visual")
-COUNTS = {  # spec section 2.9
+COUNTS = {  # of the published checkpoints
     ("rssm", "mdp"): (2_198_588, 1_996_078),
     ("rssm", "lpomdp"): (2_094_259, 1_891_749),
     ("rssm", "visual"): (7_317_351, 7_217_888),

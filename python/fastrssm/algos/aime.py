@@ -3,7 +3,7 @@
 The world model is frozen. The policy takes the place of the unknown actions, and the gradient of
 the evidence bound flows through the model and all time steps into the policy.
 
-Source: Liu et al. 2023 (AIME, OpenReview WjlCQxpuxU), section 3.2 and algorithm 1; defaults are
+Source: Zhang et al. 2023 (AIME, OpenReview WjlCQxpuxU), section 3.2 and algorithm 1; defaults are
 those of its appendix.
 
 Differences from the original code:

@@ -1,6 +1,6 @@
 """Behavioural cloning: the policy that sees the expert's actions, an upper bound for AIME.
 
-Source: the baseline of Liu et al. 2023 (AIME, OpenReview WjlCQxpuxU), section 4.
+Source: the baseline of Zhang et al. 2023 (AIME, OpenReview WjlCQxpuxU), section 4.
 
 Differences from the original code:
 - episodes, not windows, are divided into those to train on and those to validate on: overlapping

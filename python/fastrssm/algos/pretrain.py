@@ -1,6 +1,6 @@
 """Phase 1 of AIME: fit a world model to sequences with actions by maximising their evidence.
 
-Source: Liu et al. 2023 (AIME, OpenReview WjlCQxpuxU), section 3.1; defaults are those of its
+Source: Zhang et al. 2023 (AIME, OpenReview WjlCQxpuxU), section 3.1; defaults are those of its
 appendix.
 
 Differences from the original code:

@@ -223,7 +223,7 @@ def world_model_config(
         ValueError: an unknown preset or setup, or an order other than first and second.
 
     Source:
-        AIME, spec sections 1.3, 2.4 to 2.6 and appendix A. Version 2 has no probes by default.
+        AIME (OpenReview WjlCQxpuxU) and AIME-v2 (2404.18896). Version 2 has no probes by default.
     """
     for name, _, order in sensors:
         if order not in ("first", "second"):

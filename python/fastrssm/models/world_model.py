@@ -129,7 +129,7 @@ class WorldModel(nn.Module):
             TypeError: a tensor has another dtype than the parameters.
 
         Source:
-            AIME (OpenReview WjlCQxpuxU) eq. 2 and 3; spec section 3.
+            AIME (OpenReview WjlCQxpuxU) eq. 2 and 3.
         """
         T, B = check_batch(self.config, batch, ("pre_action",), dtype=self._dtype)
         embed = self.encode(batch)
@@ -202,7 +202,7 @@ class WorldModel(nn.Module):
             TypeError: a tensor has another dtype than the parameters.
 
         Source:
-            AIME (OpenReview WjlCQxpuxU) eq. 4; spec section 4.
+            AIME (OpenReview WjlCQxpuxU) eq. 4.
         """
         T, B = check_batch(self.config, batch, (), dtype=self._dtype)
         if policy.action_size != self.config.action_size:

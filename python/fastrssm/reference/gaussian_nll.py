@@ -30,7 +30,7 @@ def gaussian_nll(
         [...] sum in nats.
 
     Source:
-        Weighting: Seitzer et al. 2022 (2203.09168), beta = 1; AIME spec section 3.3.
+        Weighting: Seitzer et al. 2022 (2203.09168), beta = 1.
     """
     nll = 0.5 * torch.square(target - mean if std is None else (target - mean) / std)
     if std is not None:

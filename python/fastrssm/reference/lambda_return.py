@@ -21,7 +21,7 @@ def lambda_return(
         [T, B] returns.
 
     Source:
-        Eq. 6 of Dreamer (1912.01603); AIME spec sections 5.2 (constant) and 5.3 (per state).
+        Eq. 6 of Dreamer (1912.01603); a discount per state as in DreamerV2 (2010.02193).
     """
     discounts = discount if isinstance(discount, Tensor) else torch.full_like(rewards, discount)
     inputs = rewards + discounts * (1.0 - lambda_) * next_values

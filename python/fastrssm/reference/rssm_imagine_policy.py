@@ -54,7 +54,7 @@ def rssm_imagine_policy(
         States after each action, the statistics of the prior, and the actions.
 
     Source:
-        Dreamer (1912.01603), section 3; spec section 5.2.
+        Dreamer (1912.01603), section 3.
     """
     deter, stoch, steps = deter0, stoch0, []
     for t in range(noise.shape[0]):

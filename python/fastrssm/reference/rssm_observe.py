@@ -49,7 +49,7 @@ def rssm_observe(
         States, and the statistics of the posterior.
 
     Source:
-        PlaNet (1811.04551) eq. 3; AIME (OpenReview WjlCQxpuxU), spec sections 2.4 to 2.6.
+        PlaNet (1811.04551) eq. 3; AIME (OpenReview WjlCQxpuxU).
     """
     deter, stoch, steps = deter0, stoch0, []
     for t in range(action.shape[0]):

@@ -61,7 +61,7 @@ def rssm_observe_policy(
         States, the statistics of the posterior, and the actions.
 
     Source:
-        AIME (OpenReview WjlCQxpuxU), spec section 4.1.
+        AIME (OpenReview WjlCQxpuxU) eq. 4 and algorithm 1.
     """
     deter, stoch, steps = deter0, stoch0, []
     for t in range(noise.shape[0]):
