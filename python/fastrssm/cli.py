@@ -1,4 +1,4 @@
-"""The command line: `fastrssm pretrain | aime | bc | eval | data | doctor`.
+"""The command line: `fastrssm demo | pretrain | aime | bc | eval | data | expert | doctor`.
 
 Every command imports what it needs when it is chosen, so that the overview is quick.
 """
@@ -21,12 +21,14 @@ usage: fastrssm COMMAND ...
 Recurrent state-space models, and imitation from observation with them (AIME).
 
 commands:
+  demo              all of it in minutes, with a report: data, both phases, evaluation
   data make NAME    make a dataset of the paper anew, for example walker-run-expert
   data info NAME    episodes, columns, returns and checksum of a folder, or of a recipe
   pretrain          fit a world model to episodes with actions (phase 1 of AIME)
   aime              imitate demonstrations without actions with that model (phase 2)
   bc                clone a policy from demonstrations with actions (upper bound)
   eval RUN          run the policy of an aime or bc run
+  expert            train the actors that datasets are made from
   doctor            versions, backends and why others are absent, OpenGL, a self-test
 
 a first run:
@@ -110,11 +112,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     commands: dict[str, Callable[[list[str]], int]] = {
+        "demo": _demo,
         "pretrain": _pretrain,
         "aime": _aime,
         "bc": _bc,
         "eval": _eval,
         "data": _data,
+        "expert": _expert,
         "doctor": _doctor,
     }
     try:
@@ -135,6 +139,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _demo(words: list[str]) -> int:
+    from fastrssm import demo
+
+    demo.main(tyro.cli(demo.Args, args=words, prog="fastrssm demo"))
+    return 0
+
+
+def _expert(words: list[str]) -> int:
+    from fastrssm.run import expert
+
+    expert.train(tyro.cli(expert.Args, args=words, prog="fastrssm expert"))
+    return 0
 
 
 def _pretrain(words: list[str]) -> int:

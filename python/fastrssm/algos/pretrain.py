@@ -32,7 +32,7 @@ _CONTEXT = 10
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of the recurrent state-space model; those left out are the preset's."""
+    """Sizes of the model; those left out are the preset's."""
 
     deter: int | None = None
     """Size of the recurrent state."""
@@ -41,7 +41,7 @@ class Sizes:
     groups: int | None = None
     """Categorical variables of a discrete latent; divides stoch."""
     hidden: int | None = None
-    """Width of the hidden layers of the recurrent model."""
+    """Width of all hidden layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,8 @@ def build_config(args: Args) -> WorldModelConfig:
     task = TASKS[args.env]
     config = world_model_config(args.preset, task.sensors, args.setup, task.action_size)
     sizes = {name: size for name, size in asdict(args.rssm).items() if size is not None}
-    return replace(config, rssm=replace(config.rssm, **sizes))
+    width = sizes.get("hidden", config.hidden)
+    return replace(config, rssm=replace(config.rssm, **sizes), hidden=width)
 
 
 @torch.no_grad()

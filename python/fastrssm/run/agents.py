@@ -88,18 +88,18 @@ class Snapshots:
     tensors: dict[str, Floats]
 
     @classmethod
-    def open(cls, env_id: str) -> Self:
-        """Read the snapshots of a task that come with the package.
+    def open(cls, env_id: str, folder: Path = EXPERTS) -> Self:
+        """Read the snapshots of a task; those of the package, unless a folder is named.
 
         Raises:
             FileNotFoundError: the task has none.
             ValueError: the file cannot be read.
         """
-        path = EXPERTS / f"{env_id}.safetensors"
+        path = folder / f"{env_id}.safetensors"
         if not path.is_file():
-            have = ", ".join(sorted(p.stem for p in EXPERTS.glob("*.safetensors"))) or "none"
+            have = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none"
             raise FileNotFoundError(
-                f"no policy snapshots for {env_id!r} in {EXPERTS} (there are: {have})."
+                f"no policy snapshots for {env_id!r} in {folder} (there are: {have})."
             )
         tensors: dict[str, Floats] = {}
         try:
