@@ -58,7 +58,7 @@ def draw_report(
         bars.errorbar(place, result.score, [[result.score - low], [high - result.score]], c="k")
         bars.annotate(f"{result.score:.0f}", (place, high), ha="center", va="bottom")
     bars.axhline(100, color="k", lw=0.8, ls=":")
-    bars.set_xticks(range(len(scores)), list(scores))
+    bars.set_xticks(range(len(scores)), [label.replace(" ", "\n", 1) for label in scores])
     bars.set(
         title=f"score, {len(next(iter(scores.values())).returns)} episodes", ylabel="expert = 100"
     )

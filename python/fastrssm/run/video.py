@@ -11,7 +11,16 @@ from fastrssm.envs.render import Renderer, write_video
 from fastrssm.run.collect import Agent
 
 
-def record_video(agent: Agent, env_id: str, path: Path, *, seed: int) -> int:
+def record_video(
+    agent: Agent,
+    env_id: str,
+    path: Path,
+    *,
+    seed: int,
+    height: int = 240,
+    width: int = 320,
+    fps: float = 20.0,
+) -> int:
     """Write one episode as `.mp4` or `.gif`, at the speed of the simulation.
 
     Args:
@@ -19,6 +28,9 @@ def record_video(agent: Agent, env_id: str, path: Path, *, seed: int) -> int:
         env_id: where.
         path: the file to write.
         seed: of the environment; the agent has its own.
+        height: of the frames, pixels.
+        width: of the frames, pixels.
+        fps: frames a second, as nearly as leaving out whole steps allows.
 
     Returns:
         The number of frames.
@@ -28,24 +40,25 @@ def record_video(agent: Agent, env_id: str, path: Path, *, seed: int) -> int:
         RuntimeError: there is no OpenGL.
     """
     env = make_vec(env_id, 1)
-    frames = env.episode_steps + 1
+    step_time = env.task.control_timestep * env.action_repeat
+    stride = max(1, round(1.0 / (fps * step_time)))
+    drawn = range(0, env.episode_steps, stride)
 
     def play(renderer: Renderer) -> Iterator[npt.NDArray[np.uint8]]:
         obs, _ = env.reset(seed=seed)
         agent.reset(1)
         action = np.zeros((1, env.task.action_size), np.float32)
         is_first = np.ones(1, np.bool_)
-        yield renderer.frame()
-        for _ in range(frames - 1):
+        for t in range(drawn[-1] + 1):
+            if t in drawn:
+                yield renderer.frame()
             action = agent.act(obs, is_first, action)
             is_first = np.zeros(1, np.bool_)
             obs, *_ = env.step(action)
-            yield renderer.frame()
 
     try:
-        with Renderer(env) as renderer:
-            fps = 1.0 / (env.task.control_timestep * env.action_repeat)
-            write_video(path, play(renderer), fps)
+        with Renderer(env, height, width) as renderer:
+            write_video(path, play(renderer), 1.0 / (stride * step_time))
     finally:
         env.close()
-    return frames
+    return len(drawn)
