@@ -1,15 +1,14 @@
-"""Compiled kernels of fastrssm. The ops in fastrssm.ops check what they pass here.
+"""
+Compiled kernels of fastrssm. The ops in fastrssm.ops check what they pass here.
 """
 from __future__ import annotations
-
-import typing
-
 import numpy
 import numpy.typing
-
+import typing
 __all__: list[str] = ['cuda_status', 'gaussian_kl_backward', 'gaussian_kl_backward_cuda', 'gaussian_kl_forward', 'gaussian_kl_forward_cuda']
 def cuda_status() -> str:
-    """Empty when CUDA kernels can run, else the reason why not.
+    """
+    Empty when CUDA kernels can run, else the reason why not.
     """
 @typing.overload
 def gaussian_kl_backward(grad: numpy.typing.NDArray[numpy.float32], kl: numpy.typing.NDArray[numpy.float32], post_mean: numpy.typing.NDArray[numpy.float32], post_std: numpy.typing.NDArray[numpy.float32], prior_mean: numpy.typing.NDArray[numpy.float32], prior_std: numpy.typing.NDArray[numpy.float32], post_mean_grad: numpy.typing.NDArray[numpy.float32], post_std_grad: numpy.typing.NDArray[numpy.float32], prior_mean_grad: numpy.typing.NDArray[numpy.float32], prior_std_grad: numpy.typing.NDArray[numpy.float32], post_scale: typing.SupportsFloat | typing.SupportsIndex, prior_scale: typing.SupportsFloat | typing.SupportsIndex, free_nats: typing.SupportsFloat | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
