@@ -81,6 +81,8 @@ class MakeArgs:
     """Folder to make; left out: data/NAME."""
     episodes: int | None = None
     """How many; left out: as many as the paper has."""
+    steps: int | None = None
+    """Decision steps of an episode; left out: as many as the task has."""
     seed: int = 0
     """Of the environments and of the policy's noise."""
     num_envs: int = 16
@@ -243,6 +245,7 @@ def _make(args: MakeArgs) -> int:
             args.seed,
             args.num_envs,
             advance,
+            steps=args.steps,
             overwrite=args.overwrite,
         )
     print(folder)

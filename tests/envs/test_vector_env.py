@@ -73,6 +73,14 @@ def test_autoreset_on_the_next_step():
     assert np.abs(first["velocity"]).max() < 5
 
 
+def test_episodes_can_be_shorter():
+    env = make_vec("walker-walk", 2, episode_steps=3)
+    assert env.episode_steps == 3
+    env.reset(seed=0)
+    ends = [env.step(np.zeros((2, 6)))[3].all() for _ in range(8)]
+    assert np.flatnonzero(ends).tolist() == [2, 6]
+
+
 def test_seeds_are_per_environment_and_exact():
     env = make_vec("walker-run", 3)
     actions = actions_for(env, 5)
@@ -132,6 +140,7 @@ def test_gymnasium_makes_it():
         (lambda: make_vec("walker-fly", 1), ValueError, "env_id is 'walker-fly'"),
         (lambda: make_vec("walker-walk", 0), ValueError, "num_envs is 0"),
         (lambda: make_vec("walker-walk", 1, action_repeat=0), ValueError, "action_repeat is 0"),
+        (lambda: make_vec("walker-walk", 1, episode_steps=0), ValueError, "episode_steps is 0"),
         (lambda: make_vec("walker-walk", 1, num_threads=-1), ValueError, "num_threads is -1"),
         (lambda: make_vec("walker-walk", 1, dtype=np.int32), TypeError, "dtype is int32"),
         (lambda: make_vec("walker-walk", 2).reset(seed=[1]), ValueError, "seed has 1 entries"),

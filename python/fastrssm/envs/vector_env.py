@@ -49,6 +49,7 @@ class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[A
         num_envs: int = 1,
         *,
         action_repeat: int | None = None,
+        episode_steps: int | None = None,
         num_threads: int | None = None,
         dtype: type[np.floating[Any]] = np.float32,
     ):
@@ -58,6 +59,7 @@ class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[A
             env_id: a key of `TASKS`, for example "walker-walk".
             num_envs: how many environments.
             action_repeat: control steps of one step. None: the task's.
+            episode_steps: steps of one episode. None: the task's.
             num_threads: threads of the stepping loop. None: one per core, if there are as many
                 environments.
             dtype: of observations and actions, np.float32 or np.float64.
@@ -71,11 +73,13 @@ class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[A
             raise ValueError(f"env_id is {env_id!r}, expected one of {known}")
         task = TASKS[env_id]
         repeat = task.action_repeat if action_repeat is None else action_repeat
+        steps = -(-task.episode_steps // max(repeat, 1)) if episode_steps is None else episode_steps
         cores = len(os.sched_getaffinity(0))
         threads = min(cores, max(num_envs, 1)) if num_threads is None else num_threads
         for name, value in (
             ("num_envs", num_envs),
             ("action_repeat", repeat),
+            ("episode_steps", steps),
             ("num_threads", threads),
         ):
             if value < 1:
@@ -86,7 +90,8 @@ class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[A
         self.task: Task = task
         self.num_envs: int = num_envs
         self.action_repeat: int = repeat
-        self.episode_steps: int = -(-task.episode_steps // repeat)
+        self.episode_steps: int = steps
+        self._control_steps = task.episode_steps if episode_steps is None else steps * repeat
         self.model: mujoco.MjModel = _load_model(task.model)
         # a diverged state must be seen, not silently replaced by the initial pose
         self.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
@@ -132,7 +137,7 @@ class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[A
         config.observation_size = self._width
         config.substeps = round(self.task.control_timestep / self.model.opt.timestep)
         config.action_repeat = self.action_repeat
-        config.episode_steps = self.task.episode_steps
+        config.episode_steps = self._control_steps
         config.settle_steps = self.task.settle_steps
         config.runge_kutta = self.model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
         config.num_threads = threads

@@ -208,6 +208,7 @@ def make_dataset(
     num_envs: int = 16,
     progress: Progress | None = None,
     *,
+    steps: int | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Make a dataset of the paper anew; name, episodes and seed determine every byte of it.
@@ -219,6 +220,7 @@ def make_dataset(
         seed: of the environments and of the noise of the policy.
         num_envs: environments stepped together; changes the speed only.
         progress: called after each episode with the episodes done and in all.
+        steps: decision steps of an episode. None: as many as the task has.
         overwrite: replace a folder of episodes.
 
     Raises:
@@ -239,7 +241,7 @@ def make_dataset(
             agent = SnapshotAgent(Snapshots.open(recipe.env_id), total, seed)
         case "expert":
             agent = SnapshotAgent(Snapshots.open(recipe.env_id), None, seed)
-    env = make_vec(recipe.env_id, min(num_envs, total))
+    env = make_vec(recipe.env_id, min(num_envs, total), episode_steps=steps)
 
     def play() -> Iterator[Episode]:
         # a seed per episode instead of one per environment: the bytes do not depend on num_envs
