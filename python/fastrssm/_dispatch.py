@@ -15,9 +15,7 @@ from torch import Tensor
 Backend = Literal["reference", "cpu", "triton", "cuda"]
 
 # every op that has a card, with its backends
-OPS: dict[str, tuple[Backend, ...]] = {
-    "gaussian_kl": ("reference", "cpu", "triton", "cuda"),
-}
+OPS: dict[str, tuple[Backend, ...]] = {"gaussian_kl": ("reference", "cpu", "triton", "cuda")}
 _ORDER: dict[str, tuple[Backend, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 _log_once = functools.cache(logging.getLogger("fastrssm").debug)
 
@@ -40,14 +38,14 @@ def _absence(backend: Backend) -> str | None:
     if backend == "triton":
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
-        visible = _INTERPRETED or torch.cuda.is_available()
-        return None if visible else "no GPU is visible, and TRITON_INTERPRET is not 1"
-    if backend in ("cpu", "cuda"):
+        if not _INTERPRETED and not torch.cuda.is_available():
+            return "no GPU is visible, and TRITON_INTERPRET is not 1"
+    elif backend != "reference":
         try:
             from fastrssm import _native
         except ImportError as error:  # a source tree that was not built has the other backends
             return f"the compiled module does not load ({error})"
-        return (_native.cuda_status() or None) if backend == "cuda" else None
+        return _native.cuda_status() or None if backend == "cuda" else None
     return None
 
 
@@ -57,8 +55,7 @@ def _refusal(op: str, backend: Backend, device: str, dtype: torch.dtype) -> str 
         return "no kernel"
     if reason := _absence(backend):
         return reason
-    anywhere = ("reference", "triton") if _INTERPRETED else ("reference",)
-    if backend not in (*anywhere, *_ORDER.get(device, ())):
+    if backend not in ("reference", "triton" if _INTERPRETED else "", *_ORDER.get(device, ())):
         return f"tensor is on {device}"
     if backend in ("triton", "cuda") and dtype == torch.float64:
         return "float64 runs on cpu and reference only"
@@ -78,8 +75,7 @@ def resolve(op: str, x: Tensor, requested: Backend | None) -> Backend:
             raise RuntimeError(f"{op}: backend {wanted!r} is not available: {reason}")
         return wanted
     for backend in _ORDER.get(device, ()):
-        reason = _refusal(op, backend, device, dtype)
-        if reason is None:
+        if (reason := _refusal(op, backend, device, dtype)) is None:
             return backend
         if not torch.compiler.is_compiling():
             _log_once("%s does not run on %s: %s", op, backend, reason)

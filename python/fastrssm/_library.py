@@ -25,42 +25,46 @@ def check_same(**tensors: Tensor) -> tuple[Tensor, ...]:
     if torch.is_autocast_enabled(first.device.type):
         tensors = {name: tensor.float() for name, tensor in tensors.items()}
         first = tensors[first_name]
-    if first.ndim == 0:
+    shape, dtype, device = first.shape, first.dtype, first.device
+    if not shape:
         raise ValueError(f"{first_name} has shape [], expected [..., S]")
-    if first.dtype not in _DTYPES:
-        raise TypeError(f"{first_name} is {first.dtype}, expected one of {_DTYPES}")
+    if dtype not in _DTYPES:
+        raise TypeError(f"{first_name} is {dtype}, expected one of {_DTYPES}")
     for name, tensor in tensors.items():
-        if tensor.shape != first.shape:
-            shapes = f"{list(tensor.shape)}, expected {list(first.shape)}"
+        if tensor.shape != shape:
+            shapes = f"{list(tensor.shape)}, expected {list(shape)}"
             raise ValueError(f"{name} has shape {shapes} like {first_name}")
-        if tensor.dtype != first.dtype:
-            raise TypeError(f"{name} is {tensor.dtype}, expected {first.dtype} like {first_name}")
-        if tensor.device != first.device:
-            raise ValueError(
-                f"{name} is on {tensor.device}, expected {first.device} like {first_name}"
-            )
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name} is {tensor.dtype}, expected {dtype} like {first_name}")
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}, expected {device} like {first_name}")
     return tuple(tensor.contiguous() for tensor in tensors.values())
 
 
-def as_arrays(*tensors: Tensor) -> Any:
-    """View CPU tensors as numpy arrays; bfloat16, which numpy has not, as uint16."""
-    return [
-        (x.detach().view(torch.uint16) if x.dtype == torch.bfloat16 else x.detach()).numpy()
-        for x in tensors
-    ]
-
-
-def launch(
-    launcher: Callable[..., None],
+def call_cpu(
+    kernel: Callable[..., None],
     dtype: torch.dtype,
     sizes: tuple[int, ...],
     tensors: Sequence[Tensor],
     *options: float,
 ) -> None:
-    """Call a CUDA launcher on the tensors' device and its current stream."""
+    """Call a native CPU kernel on as many threads as torch uses."""
+    addresses = [x.data_ptr() for x in tensors]
+    kernel(torch.get_num_threads(), str(dtype), *sizes, *addresses, *options)
+
+
+def call_cuda(
+    kernel: Callable[..., None],
+    dtype: torch.dtype,
+    sizes: tuple[int, ...],
+    tensors: Sequence[Tensor],
+    *options: float,
+) -> None:
+    """Call a native CUDA kernel on the tensors' device and its current stream."""
+    addresses = [x.data_ptr() for x in tensors]
     with torch.cuda.device_of(tensors[0]):
         stream = torch.cuda.current_stream().cuda_stream
-        launcher(stream, str(dtype), *sizes, *(x.data_ptr() for x in tensors), *options)
+        kernel(stream, str(dtype), *sizes, *addresses, *options)
 
 
 class Op(NamedTuple):
@@ -79,8 +83,13 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
         fake: returns empty tensors like the result, for tracing.
     """
     name = schema[: schema.index("(")]
+
+    def from_anywhere(*args: Any) -> Any:
+        # a compiler may choose other strides than the public function did
+        return kernel(*(x.contiguous() if isinstance(x, Tensor) else x for x in args))
+
     LIBRARY.define(schema)
-    LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, from_anywhere, "CompositeExplicitAutograd")
     traced = getattr(torch.ops.fastrssm, name).default
 
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:

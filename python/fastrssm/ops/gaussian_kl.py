@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastrssm import reference
 from fastrssm._dispatch import Backend, resolve
-from fastrssm._library import as_arrays, check_same, define, differentiable, launch
+from fastrssm._library import call_cpu, call_cuda, check_same, define, differentiable
 
 
 def gaussian_kl(
@@ -72,18 +72,19 @@ def _empty_kl(post_mean: Tensor, *_: Any) -> Tensor:
 
 
 def _empty_gradients(grad: Tensor, kl: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(x) for x in args[:4])
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in args[:4])
 
 
 def _forward(*args: Any) -> Tensor:
     *inputs, _, _, _, backend = args
     kl = _empty_kl(*inputs)
     tensors: Any = (*inputs, kl)
+    sizes = kl.numel(), inputs[0].shape[-1]
     match backend:
         case "cpu":
             from fastrssm import _native
 
-            _native.gaussian_kl_forward(*as_arrays(*tensors), threads=torch.get_num_threads())
+            call_cpu(_native.gaussian_kl_forward, inputs[0].dtype, sizes, tensors)
         case "triton":
             from fastrssm.kernels import gaussian_kl as kernel
 
@@ -92,8 +93,7 @@ def _forward(*args: Any) -> Tensor:
         case _:
             from fastrssm import _native
 
-            sizes = kl.numel(), inputs[0].shape[-1]
-            launch(_native.gaussian_kl_forward_cuda, inputs[0].dtype, sizes, tensors)
+            call_cuda(_native.gaussian_kl_forward_cuda, inputs[0].dtype, sizes, tensors)
     return kl
 
 
@@ -102,23 +102,22 @@ def _backward(*args: Any) -> tuple[Tensor, ...]:
     gradients = _empty_gradients(*inputs)
     tensors: Any = (*inputs, *gradients)
     options: Any = (post_scale, prior_scale, free_nats)
+    _, kl, post_mean, *_ = inputs
+    sizes = kl.numel(), post_mean.shape[-1]
     match backend:
         case "cpu":
             from fastrssm import _native
 
-            _native.gaussian_kl_backward(
-                *as_arrays(*tensors), *options, threads=torch.get_num_threads()
-            )
+            call_cpu(_native.gaussian_kl_backward, post_mean.dtype, sizes, tensors, *options)
         case "triton":
             from fastrssm.kernels import gaussian_kl as kernel
 
-            with torch.cuda.device_of(tensors[0]):
+            with torch.cuda.device_of(kl):
                 kernel.backward(*tensors, *options)
         case _:
             from fastrssm import _native
 
-            sizes = inputs[1].numel(), inputs[2].shape[-1]
-            launch(_native.gaussian_kl_backward_cuda, inputs[2].dtype, sizes, tensors, *options)
+            call_cuda(_native.gaussian_kl_backward_cuda, post_mean.dtype, sizes, tensors, *options)
     return gradients
 
 
