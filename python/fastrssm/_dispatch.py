@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Backend = Literal["reference", "cpu", "triton", "cuda"]
-
+_NAMES: tuple[Backend, ...] = get_args(Backend)
 # every op that has a card, with its backends
 OPS: dict[str, tuple[Backend, ...]] = {"gaussian_kl": ("reference", "cpu", "triton", "cuda")}
 _ORDER: dict[str, tuple[Backend, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
@@ -21,8 +21,8 @@ _log_once = functools.cache(logging.getLogger("fastrssm").debug)
 
 
 def _checked(backend: str | None, source: str) -> Backend | None:
-    if backend is not None and backend not in get_args(Backend):
-        raise ValueError(f"{source} is {backend!r}, expected one of {', '.join(get_args(Backend))}")
+    if backend is not None and backend not in _NAMES:
+        raise ValueError(f"{source} is {backend!r}, expected one of {', '.join(_NAMES)}")
     return cast(Backend | None, backend)
 
 
@@ -95,5 +95,4 @@ def use_backend(backend: Backend) -> Generator[None]:
 
 def backends() -> dict[str, dict[Backend, str | None]]:
     """Tabulate op x backend: None where it can run here, else the reason why not."""
-    columns: tuple[Backend, ...] = get_args(Backend)
-    return {op: {b: _absence(b) if b in OPS[op] else "no kernel" for b in columns} for op in OPS}
+    return {op: {b: _absence(b) if b in OPS[op] else "no kernel" for b in _NAMES} for op in OPS}
