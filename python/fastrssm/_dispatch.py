@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,9 +21,9 @@ _log_once = functools.cache(logging.getLogger("fastrssm").debug)
 
 
 def _checked(backend: str | None, source: str) -> Backend | None:
-    if backend is not None and backend not in _NAMES:
-        raise ValueError(f"{source} is {backend!r}, expected one of {', '.join(_NAMES)}")
-    return cast(Backend | None, backend)
+    if backend is None or backend in _NAMES:
+        return backend
+    raise ValueError(f"{source} is {backend!r}, expected one of {', '.join(_NAMES)}")
 
 
 # thread-local and not a context variable, which torch.compile cannot read
