@@ -41,7 +41,13 @@ from fastrssm.run.checkpoint import (
 )
 from fastrssm.run.evaluate import evaluate
 from fastrssm.run.log import Logger
-from fastrssm.run.start import check_arguments, choose_device, open_run
+from fastrssm.run.start import (
+    MatmulPrecision,
+    check_arguments,
+    choose_device,
+    open_run,
+    set_learning_rate,
+)
 
 Array = npt.NDArray[Any]
 
@@ -75,6 +81,8 @@ class Args:
     """Frames in a window."""
     lr: float = 3e-4
     """Learning rate of Adam."""
+    lr_decay: float = 0.0
+    """Share of the updates, at the end, over which the learning rate falls to 0; 0: constant."""
     grad_clip: float = 100.0
     """Largest norm of the policy's gradient."""
     max_episodes: int = 100
@@ -85,6 +93,8 @@ class Args:
     """cpu, cuda or cuda:<n>."""
     threads: int = 0
     """CPU threads of PyTorch; 0: its own choice."""
+    matmul_precision: MatmulPrecision = "highest"
+    """Of float32 products: medium is faster where the processor has bfloat16 units."""
     log_every: int = 100
     """Updates between two records."""
     checkpoint_every: int = 1000
@@ -182,8 +192,9 @@ def train(args: Args) -> None:
         args,
         positive=("updates", "lr", "grad_clip", "log_every", "checkpoint_every", "eval_episodes"),
         not_negative=("kl_scale", "seed", "threads", "eval_every", "final_episodes"),
+        shares=("lr_decay",),
     )
-    device = choose_device(args.device, args.threads)
+    device = choose_device(args.device, args.threads, args.matmul_precision)
     pretrained = load_checkpoint(Path(args.model), expected=("pretrain",))
     model_config = replace(
         WorldModelConfig.from_dict(pretrained.config["world_model"]), kl_scale=args.kl_scale
@@ -215,6 +226,9 @@ def train(args: Args) -> None:
     with sampler, Logger(out, args.updates, start=start, config=shown, wandb=args.wandb) as logger:
         logger.say(f"aime: {dataset.num_episodes} demonstrations, from update {start}")
         for step in range(start + 1, args.updates + 1):
+            set_learning_rate(
+                optimizer, args.lr, decay=args.lr_decay, step=step, updates=args.updates
+            )
             logger.add(
                 update(
                     world_model,

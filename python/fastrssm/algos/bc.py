@@ -159,6 +159,7 @@ def train(args: Args) -> None:
         args,
         positive=("batch_size", "lr", "max_epochs", "patience", "checkpoint_every"),
         not_negative=("min_epochs", "seed", "threads", "final_episodes"),
+        shares=("train_share",),
     )
     device = choose_device(args.device, args.threads)
     sensors, k = inputs(args.env, args.setup), _STACK[args.setup]

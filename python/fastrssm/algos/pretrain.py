@@ -24,7 +24,13 @@ from fastrssm.models.rssm import State
 from fastrssm.models.world_model import WorldModel
 from fastrssm.run.checkpoint import resume, save_checkpoint
 from fastrssm.run.log import Logger
-from fastrssm.run.start import check_arguments, choose_device, open_run
+from fastrssm.run.start import (
+    MatmulPrecision,
+    check_arguments,
+    choose_device,
+    open_run,
+    set_learning_rate,
+)
 
 # frames that are filtered before the rest of a window is imagined, as in the original
 _CONTEXT = 10
@@ -68,6 +74,8 @@ class Args:
     """Frames in a window."""
     lr: float = 3e-4
     """Learning rate of Adam."""
+    lr_decay: float = 0.0
+    """Share of the updates, at the end, over which the learning rate falls to 0; 0: constant."""
     grad_clip: float = 100.0
     """Largest norm of the gradient of all parameters together."""
     max_episodes: int | None = None
@@ -78,6 +86,8 @@ class Args:
     """cpu, cuda or cuda:<n>."""
     threads: int = 0
     """CPU threads of PyTorch; 0: its own choice."""
+    matmul_precision: MatmulPrecision = "highest"
+    """Of float32 products: medium is faster where the processor has bfloat16 units."""
     log_every: int = 100
     """Updates between two records."""
     checkpoint_every: int = 1000
@@ -128,11 +138,12 @@ def train(args: Args) -> None:
         args,
         positive=("updates", "batch_size", "lr", "grad_clip", "log_every", "checkpoint_every"),
         not_negative=("seed", "threads", "eval_every"),
+        shares=("lr_decay",),
     )
     if args.horizon < 2:
         raise ValueError(f"--horizon is {args.horizon}, expected at least 2")
     model_config = build_config(args)
-    device = choose_device(args.device, args.threads)
+    device = choose_device(args.device, args.threads, args.matmul_precision)
     columns = (*model_config.inputs, *model_config.targets, *model_config.probes, "pre_action")
     flags = (TERMINAL,) if model_config.terminal else ()
     dataset = Dataset.open(args.data, tuple(dict.fromkeys(columns + flags)), args.max_episodes)
@@ -158,6 +169,9 @@ def train(args: Args) -> None:
             f"{sum(p.numel() for p in world_model.parameters()):,} parameters, from update {start}"
         )
         for step in range(start + 1, args.updates + 1):
+            set_learning_rate(
+                optimizer, args.lr, decay=args.lr_decay, step=step, updates=args.updates
+            )
             batch = sampler.sample()
             logger.add(update(world_model, optimizer, batch, noise, grad_clip=args.grad_clip))
             if step % args.log_every == 0 or step == args.updates:

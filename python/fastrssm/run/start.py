@@ -3,11 +3,13 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from fastrssm.run.checkpoint import write_atomic
+
+MatmulPrecision = Literal["highest", "high", "medium"]
 
 # these say how long, how often or where, not what is trained, so they may change between two starts
 FREE_FIELDS = frozenset(
@@ -27,29 +29,45 @@ FREE_FIELDS = frozenset(
 )
 
 
-def check_arguments(args: Any, *, positive: tuple[str, ...], not_negative: tuple[str, ...]) -> None:
+def check_arguments(
+    args: Any,
+    *,
+    positive: tuple[str, ...],
+    not_negative: tuple[str, ...],
+    shares: tuple[str, ...] = (),
+) -> None:
     """Refuse numbers outside their range.
 
     Args:
         args: a dataclass of arguments.
         positive: names of fields that must be above 0.
         not_negative: names of fields that must be 0 or above.
+        shares: names of fields that must lie in [0, 1].
 
     Raises:
         ValueError: a field is out of its range; the message names it as the command line does.
     """
-    for name in positive + not_negative:
-        value, least = getattr(args, name), "above 0" if name in positive else "0 or above"
-        if not (value > 0 if name in positive else value >= 0):
-            raise ValueError(f"--{name.replace('_', '-')} is {value}, expected a number {least}")
+    ranges = (
+        (positive, "a number above 0", lambda value: value > 0),
+        (not_negative, "a number 0 or above", lambda value: value >= 0),
+        (shares, "a number in [0, 1]", lambda value: 0 <= value <= 1),
+    )
+    for names, expected, holds in ranges:
+        for name in names:
+            value = getattr(args, name)
+            if not holds(value):
+                raise ValueError(f"--{name.replace('_', '-')} is {value}, expected {expected}")
 
 
-def choose_device(device: str, threads: int) -> torch.device:
-    """Set the number of CPU threads and return the device.
+def choose_device(
+    device: str, threads: int, matmul_precision: MatmulPrecision = "highest"
+) -> torch.device:
+    """Set the number of CPU threads and the precision of products, and return the device.
 
     Args:
         device: "cpu", "cuda" or "cuda:<n>".
         threads: threads of PyTorch on the CPU; 0: leave it.
+        matmul_precision: of float32 products, see `torch.set_float32_matmul_precision`.
 
     Raises:
         ValueError: the name is none of these.
@@ -57,12 +75,30 @@ def choose_device(device: str, threads: int) -> torch.device:
     """
     if threads:
         torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(matmul_precision)
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
         raise ValueError(f"--device is {device!r}, expected 'cpu', 'cuda' or 'cuda:<n>'")
     if kind == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(f"--device is {device!r}, but PyTorch finds no CUDA device; use 'cpu'")
     return torch.device(device)
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, lr: float, *, decay: float, step: int, updates: int
+) -> None:
+    """Set the rate of update `step` of `updates`: lr, at the end falling linearly to 0.
+
+    Args:
+        optimizer: changed in place.
+        lr: the rate before it falls.
+        decay: share of the updates over which it falls; 0: never.
+        step: counted from 1.
+        updates: in all.
+    """
+    left = (updates - step + 1) / updates
+    for group in optimizer.param_groups:
+        group["lr"] = lr * min(1.0, left / decay) if decay else lr
 
 
 def open_run(folder: Path, algorithm: str, args: Mapping[str, Any]) -> None:
