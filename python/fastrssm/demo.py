@@ -8,6 +8,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +26,15 @@ from fastrssm.run.report import draw_report, read_curve
 from fastrssm.run.video import record_video
 
 _ENV = "walker-walk"
+# short windows with many starts: each begins with an unknown state, as getting up does
+_TRAINING: dict[str, Any] = {
+    "horizon": 10,
+    "batch_size": 80,
+    "lr": 1e-3,
+    "lr_decay": 0.5,
+    "matmul_precision": "medium",
+    "log_every": 500,
+}
 _BODY, _DEMONSTRATIONS = "walker-walk-buffer", "walker-walk-expert"
 
 
@@ -34,13 +44,15 @@ class Args:
 
     out: Path = Path("runs/demo")
     """Folder for data, runs and report. Run it again to go on where it stopped."""
-    body_episodes: int = 200
+    body_episodes: int = 600
     """Episodes of past experience, with actions, from which the world model learns its body."""
-    demonstrations: int = 50
+    demonstrations: int = 300
     """Episodes of the expert, of which AIME sees the observations only."""
-    model_updates: int = 4000
+    steps: int = 100
+    """Decision steps of each of them; a whole episode has 500, of which getting up takes 30."""
+    model_updates: int = 6000
     """Gradient steps of phase 1."""
-    policy_updates: int = 3000
+    policy_updates: int = 5000
     """Gradient steps of phase 2."""
     episodes: int = 100
     """Evaluation episodes of each policy."""
@@ -58,15 +70,17 @@ def main(args: Args) -> dict[str, EvalResult]:
         if not folder.exists():
             _say(start, f"making {episodes} episodes of {folder.name}")
             with progress_bar(folder.name) as advance:
-                make_dataset(folder.name, folder, episodes, args.seed, progress=advance)
+                make_dataset(
+                    folder.name, folder, episodes, args.seed, 30, advance, steps=args.steps
+                )
 
     model, policy, clone = (str(args.out / name) for name in ("model", "aime", "bc"))
     _say(start, "phase 1: a world model of the own body, from past experience with actions")
     pretrain.train(
         pretrain.Args(
             data=str(body), out=model, updates=args.model_updates, eval_every=0,
-            rssm=pretrain.Sizes(deter=256, stoch=32, hidden=64),
-            batch_size=32, horizon=25, lr=1e-3, env=_ENV, seed=args.seed,
+            rssm=pretrain.Sizes(deter=128, stoch=32, hidden=128), **_TRAINING,
+            env=_ENV, seed=args.seed,
         )
     )  # fmt: skip
     _say(start, "phase 2: a policy, from the expert's observations without its actions")
@@ -75,7 +89,7 @@ def main(args: Args) -> dict[str, EvalResult]:
         aime.Args(
             model=model, data=str(shown), out=policy, updates=args.policy_updates,
             eval_every=every, eval_episodes=10, final_episodes=0,
-            batch_size=32, horizon=25, lr=1e-3, env=_ENV, seed=args.seed,
+            **_TRAINING, env=_ENV, seed=args.seed,
         )
     )  # fmt: skip
     _say(start, "behavioural cloning, which does see the expert's actions, for comparison")
