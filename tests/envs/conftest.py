@@ -1,4 +1,4 @@
 import os
 
 # the oracle only steps: dm_control must not look for a display
-os.environ.setdefault("MUJOCO_GL", "disable")
+os.environ["MUJOCO_GL"] = "disable"

@@ -13,6 +13,7 @@ env.reset(seed=0)
 with Renderer(env, 48, 64) as camera:
     first, second = camera.frame(0), camera.frame(1)
 np.save("frames.npy", np.stack([first, second]))
+import torch._dynamo  # Triton, if it is there, after Mesa
 """
 
 

@@ -11,6 +11,8 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -32,18 +34,22 @@ def _loads(library: str) -> bool:
     return True
 
 
-def choose_gl() -> str:
-    """Set and give `MUJOCO_GL`: as it is, or the first of EGL and OSMesa whose library loads."""
+def _choose_gl() -> str:
+    """Give `MUJOCO_GL`, or the first of EGL and OSMesa whose library loads."""
     headless = sys.platform == "linux" and "DISPLAY" not in os.environ
-    if headless and "MUJOCO_GL" not in os.environ:
-        usable = (name for name, library in _LIBRARIES.items() if _loads(library))
-        os.environ["MUJOCO_GL"] = next(usable, "disable")
-    return os.environ.get("MUJOCO_GL", "")
+    if not headless or "MUJOCO_GL" in os.environ:
+        return os.environ.get("MUJOCO_GL", "")
+    return next((name for name, library in _LIBRARIES.items() if _loads(library)), "disable")
 
 
-choose_gl()
+GL = _choose_gl()
+# only while mujoco looks: dm_control, if somebody imports it, has its own way of choosing
+_given = os.environ.get("MUJOCO_GL")
+os.environ["MUJOCO_GL"] = GL
+import mujoco  # noqa: E402
 
-import mujoco  # noqa: E402  (see the docstring)
+if _given is None:
+    del os.environ["MUJOCO_GL"]
 
 
 class Renderer:
@@ -64,13 +70,15 @@ class Renderer:
     ):
         self._env = env
         self._camera = camera
+        # Mesa renders with an LLVM of its own: loaded before Triton's, it makes that crash
+        if find_spec("triton"):
+            import_module("triton")
         try:
             self._renderer: Any = mujoco.Renderer(env.model, height, width)
         # mujoco's own error, PyOpenGL's and AttributeError, by what is missing
         except Exception as error:
-            gl = os.environ.get("MUJOCO_GL", "")
             raise RuntimeError(
-                f"no OpenGL for rendering (MUJOCO_GL={gl!r}: {error}); on Debian or Ubuntu "
+                f"no OpenGL for rendering (MUJOCO_GL={GL!r}: {error}); on Debian or Ubuntu "
                 "`apt install libegl1 libgl1-mesa-dri` brings EGL, on a GPU machine its driver does"
             ) from error
 
