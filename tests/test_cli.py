@@ -46,7 +46,7 @@ def test_the_overview_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
-    for command in ("data make", "pretrain", "aime", "bc", "eval", "doctor"):
+    for command in ("demo", "data make", "pretrain", "aime", "bc", "eval", "expert", "doctor"):
         assert command in done.stdout
 
 
@@ -55,11 +55,13 @@ def test_the_module_is_the_command():
         [sys.executable, "-m", "fastrssm", "fly"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: no command 'fly', expected one of pretrain, aime")
+    assert done.stderr.startswith("error: no command 'fly', expected one of demo, pretrain, aime")
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["pretrain", "aime", "bc", "eval", "data make", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["demo", "pretrain", "aime", "bc", "eval", "data make", "expert", "doctor"]
+)
 def test_every_command_explains_itself(capsys, command):
     with pytest.raises(SystemExit) as done:
         main([*command.split(), "--help"])
@@ -96,7 +98,7 @@ def test_eval_speaks_to_people_too(project, capsys):
 
 def test_eval_films_an_episode(project, monkeypatch, capsys):
     class Camera:
-        def __init__(self, env):
+        def __init__(self, env, height, width):
             self.env = env
 
         def __enter__(self):
@@ -116,9 +118,9 @@ def test_eval_films_an_episode(project, monkeypatch, capsys):
     )
     assert main(["eval", "runs/policy", "--episodes", "1", "--video", "walk.mp4"]) == 0
     ((path, times, fps),) = films
-    assert (path.name, len(times), fps) == ("walk.mp4", 501, 20.0)
+    assert (path.name, len(times), fps) == ("walk.mp4", 500, 20.0)
     assert times == sorted(times)
-    assert "501 frames" in capsys.readouterr().err
+    assert "500 frames" in capsys.readouterr().err
 
 
 def test_data_info_knows_folders_and_recipes(project, capsys):

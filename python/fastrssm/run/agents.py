@@ -88,13 +88,14 @@ class Snapshots:
     tensors: dict[str, Floats]
 
     @classmethod
-    def open(cls, env_id: str, folder: Path = EXPERTS) -> Self:
+    def open(cls, env_id: str, folder: Path | None = None) -> Self:
         """Read the snapshots of a task; those of the package, unless a folder is named.
 
         Raises:
             FileNotFoundError: the task has none.
             ValueError: the file cannot be read.
         """
+        folder = EXPERTS if folder is None else folder
         path = folder / f"{env_id}.safetensors"
         if not path.is_file():
             have = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none"
@@ -127,7 +128,7 @@ class SnapshotAgent:
     there are.
 
     Source:
-        AIME section 5.1: a buffer is the replay of a learner, whose first episodes are random.
+        AIME (OpenReview WjlCQxpuxU): a buffer is a learner's replay, its first episodes random.
     """
 
     def __init__(self, snapshots: Snapshots, episodes: int | None = None, seed: int = 0):
