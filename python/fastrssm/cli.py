@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
+try:
+    import tyro
+except ImportError:
+    sys.exit("error: the command line needs more packages: pip install 'fastrssm[train]'")
 
 from fastrssm import __version__
 

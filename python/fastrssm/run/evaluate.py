@@ -68,7 +68,7 @@ def evaluate(
         ValueError: an unknown env_id, or a number below 1.
 
     Source:
-        AIME (OpenReview WjlCQxpuxU); bootstrap interval as in Agarwal et al. 2021 (arXiv 2108.13264).
+        AIME (OpenReview WjlCQxpuxU); bootstrap as in Agarwal et al. 2021 (arXiv 2108.13264).
     """
     if episodes < 1 or num_envs < 1:
         got = f"{episodes} and {num_envs}"
