@@ -5,6 +5,10 @@ The learner is SAC of sbx (stable-baselines3 in JAX), an optional extra: `pip in
 collected anew: the expert is the last snapshot, a buffer is a replay of all of them.
 """
 
+# the learner is an optional extra
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# pyright: reportUntypedBaseClass=false
+
 import json
 import os
 import time
