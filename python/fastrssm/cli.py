@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 try:
     import tyro
@@ -17,6 +17,8 @@ except ImportError:
     sys.exit("error: the command line needs more packages: pip install 'fastrssm[train]'")
 
 from fastrssm import __version__
+
+Args = TypeVar("Args")
 
 _OVERVIEW = """\
 usage: fastrssm COMMAND ...
@@ -146,39 +148,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _run(name: str, args: type[Args], run: Callable[[Args], object], words: list[str]) -> int:
+    run(tyro.cli(args, args=words, prog=f"fastrssm {name}"))
+    return 0
+
+
 def _demo(words: list[str]) -> int:
     from fastrssm import demo
 
-    demo.main(tyro.cli(demo.Args, args=words, prog="fastrssm demo"))
-    return 0
+    return _run("demo", demo.Args, demo.main, words)
 
 
 def _expert(words: list[str]) -> int:
     from fastrssm.run import expert
 
-    expert.train(tyro.cli(expert.Args, args=words, prog="fastrssm expert"))
-    return 0
+    return _run("expert", expert.Args, expert.train, words)
 
 
 def _pretrain(words: list[str]) -> int:
     from fastrssm.algos import pretrain
 
-    pretrain.train(tyro.cli(pretrain.Args, args=words, prog="fastrssm pretrain"))
-    return 0
+    return _run("pretrain", pretrain.Args, pretrain.train, words)
 
 
 def _aime(words: list[str]) -> int:
     from fastrssm.algos import aime
 
-    aime.train(tyro.cli(aime.Args, args=words, prog="fastrssm aime"))
-    return 0
+    return _run("aime", aime.Args, aime.train, words)
 
 
 def _bc(words: list[str]) -> int:
     from fastrssm.algos import bc
 
-    bc.train(tyro.cli(bc.Args, args=words, prog="fastrssm bc"))
-    return 0
+    return _run("bc", bc.Args, bc.train, words)
 
 
 def _eval(words: list[str]) -> int:
