@@ -7,10 +7,13 @@ from pathlib import Path
 
 import torch
 
-from bench import harness
+from bench import bench_env, harness
 from bench.ops import bench_gaussian_kl
 
-BENCHES = {"KL": bench_gaussian_kl.workloads}
+BENCHES = {
+    "KL": lambda threads: bench_gaussian_kl.workloads(),
+    "envs": bench_env.workloads,
+}
 
 
 def main():
@@ -28,7 +31,7 @@ def main():
     # before the first run: the load that others make, not ours
     result = {"machine": harness.machine(), "rows": []}
     for name in chosen:
-        for workload in BENCHES[name]():
+        for workload in BENCHES[name](args.threads):
             for row in harness.rows(workload, args.threads):
                 result["rows"].append(row)
                 cells = row["workload"], row["mode"], row["device"], row["provider"]

@@ -23,15 +23,19 @@ _FLUSH_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Workload:
-    """One thing to compute, by several providers; `moved` is the least traffic in bytes."""
+    """One thing to compute, by several providers, and what bounds it.
+
+    The bound is a copy of `moved` bytes, or the provider called `limit`.
+    """
 
     bench: str
     name: str
     mode: str
     dtype: str
     device: str
-    moved: int
+    moved: int | None
     providers: dict[str, Callable[[], object]]
+    limit: str | None = None
 
 
 def _synchronize(device):
@@ -81,8 +85,9 @@ def floor(moved, device="cpu"):
 
 def rows(workload, threads, rounds=ROUNDS):
     """Measure a workload; one row of the results file per provider."""
-    floor_s = floor(workload.moved, workload.device)
     timed = measure(workload.providers, workload.device, rounds)
+    limit = timed.get(workload.limit)
+    floor_s = limit[0] if limit else floor(workload.moved, workload.device)
     return [
         {
             "bench": workload.bench,
@@ -97,7 +102,7 @@ def rows(workload, threads, rounds=ROUNDS):
             "p75_s": high,
             "rounds": rounds,
             "floor_s": floor_s,
-            "note": "",
+            "note": "limit" if provider == workload.limit else "",
         }
         for provider, (median, low, high) in timed.items()
     ]

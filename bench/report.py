@@ -11,12 +11,18 @@ FOLDER = Path(__file__).resolve().parent
 def table(rows):
     """One table: a row per provider, slowest first, beside the floor and the best peer."""
     first = rows[0]
-    peers = [row["median_s"] for row in rows if not row["provider"].startswith("fastrssm-")]
+    peers = [
+        row["median_s"]
+        for row in rows
+        if row["note"] != "limit" and not row["provider"].startswith("fastrssm-")
+    ]
     best = min(peers) if peers else None
     threads = f"{first['threads']} thread" + ("s" if first["threads"] > 1 else "")
     kind = ", ".join(first[key] for key in ("mode", "dtype", "device"))
     yield f"### {first['workload']}, {kind}, {threads}\n"
-    yield f"Moving the bytes alone: {first['floor_s'] * 1e6:.1f} us. {first['rounds']} rounds.\n"
+    limits = [row["provider"] for row in rows if row["note"] == "limit"]
+    bound = f"{limits[0]} alone" if limits else "Moving the bytes alone"
+    yield f"{bound}: {first['floor_s'] * 1e6:.1f} us. {first['rounds']} rounds.\n"
     yield "| provider | median us | quartiles us | times the floor | best peer / this |"
     yield "|---|---:|---:|---:|---:|"
     for row in sorted(rows, key=lambda row: -row["median_s"]):
