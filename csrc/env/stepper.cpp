@@ -194,6 +194,11 @@ int Stepper::step(const T* action, T* observation, double* reward, bool* truncat
   return diverged;
 }
 
+void Stepper::set_steps(std::vector<int> steps) {
+  steps_ = std::move(steps);
+  for (std::size_t n = 0; n < steps_.size(); ++n) over_[n] = steps_[n] >= config_.episode_steps;
+}
+
 template void Stepper::reset<float>(float*);
 template void Stepper::reset<double>(double*);
 template int Stepper::step<float>(const float*, float*, double*, bool*);

@@ -101,6 +101,11 @@ class Stepper {
   template <typename T>
   int step(const T* action, T* observation, double* reward, bool* truncated);
 
+  // Control steps of the current episodes, [N]: all that the loop remembers between calls.
+  const std::vector<int>& steps() const { return steps_; }
+  // steps: [N], each in [0, episode_steps]; a complete episode is reset by the next call.
+  void set_steps(std::vector<int> steps);
+
   int num_threads() const { return pool_.num_threads(); }
 
  private:

@@ -7,6 +7,8 @@
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "env/stepper.h"
 
@@ -60,6 +62,16 @@ class StepperFace {
       throw std::runtime_error("the physics of environment " + std::to_string(diverged) +
                                " diverged: its observation is not finite; reset the environments");
     }
+  }
+
+  const std::vector<int>& steps() const { return stepper_.steps(); }
+
+  void set_steps(std::vector<int> steps) {
+    if (static_cast<py::ssize_t>(steps.size()) != num_envs_) {
+      throw py::value_error("steps has " + std::to_string(steps.size()) + " elements, expected " +
+                            std::to_string(num_envs_));
+    }
+    stepper_.set_steps(std::move(steps));
   }
 
   int num_threads() const { return stepper_.num_threads(); }
@@ -118,5 +130,6 @@ PYBIND11_MODULE(_stepper, m) {
       .def("step", &StepperFace::step<double>, py::arg("action").noconvert(),
            py::arg("observation").noconvert(), py::arg("reward").noconvert(),
            py::arg("truncated").noconvert())
+      .def_property("steps", &StepperFace::steps, &StepperFace::set_steps)
       .def_property_readonly("num_threads", &StepperFace::num_threads);
 }

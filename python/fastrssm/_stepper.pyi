@@ -108,3 +108,9 @@ class Stepper:
     @property
     def num_threads(self) -> int:
         ...
+    @property
+    def steps(self) -> list[int]:
+        ...
+    @steps.setter
+    def steps(self, arg1: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+        ...

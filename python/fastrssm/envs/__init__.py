@@ -3,8 +3,16 @@
 # render comes first: it chooses an OpenGL before mujoco is imported
 from fastrssm.envs.render import Renderer, write_video
 from fastrssm.envs.tasks import TASKS, Task
-from fastrssm.envs.vector_env import MujocoVectorEnv, make_vec, register
+from fastrssm.envs.vector_env import MujocoVectorEnv, VectorState, make_vec, register
 
-__all__ = ["TASKS", "MujocoVectorEnv", "Renderer", "Task", "make_vec", "write_video"]
+__all__ = [
+    "TASKS",
+    "MujocoVectorEnv",
+    "Renderer",
+    "Task",
+    "VectorState",
+    "make_vec",
+    "write_video",
+]
 
 register()

@@ -8,6 +8,7 @@ import glob
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -25,12 +26,41 @@ from fastrssm.envs.physics import Physics, arrays_of, compile_task, rng_words
 from fastrssm.envs.tasks import TASKS, Task
 
 _LOG = logging.getLogger("fastrssm")
+# positions, velocities, controls and the solver's warm start: what the next step depends on
+_INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
+_PLACE = 624  # the word of a random stream that says which of the 624 before it is next
+
+
+@dataclass(frozen=True)
+class VectorState:
+    """All environments at one moment; every field is an array, so that it fits an npz as it is.
+
+    `np.savez(path, **vars(state))` writes it, `VectorState(**np.load(path))` reads it.
+
+    Attributes:
+        env_id: [] str; this and the next two say which environments the state belongs to.
+        action_repeat: [] int64.
+        episode_control_steps: [] int64, control steps of a whole episode.
+        is_reset: [] bool, whether reset was ever called.
+        physics: [num_envs, P] float64, MuJoCo's integration state.
+        random: [num_envs, W] uint32, the random streams of the resets to come.
+        control_steps: [num_envs] int64, control steps of the episode so far.
+    """
+
+    env_id: NDArray[np.str_]
+    action_repeat: NDArray[np.int64]
+    episode_control_steps: NDArray[np.int64]
+    is_reset: NDArray[np.bool_]
+    physics: NDArray[np.float64]
+    random: NDArray[np.uint32]
+    control_steps: NDArray[np.int64]
 
 
 class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[Any]]):
     """`num_envs` copies of one task, stepped together; observations equal dm_control's bit for bit.
 
     Attributes:
+        env_id: the name of the task.
         task: the constants of the task.
         action_repeat: control steps of one step; their rewards are summed.
         episode_steps: steps of one episode.
@@ -87,6 +117,7 @@ class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[A
         if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise TypeError(f"dtype is {np.dtype(dtype)}, expected float32 or float64")
 
+        self.env_id: str = env_id
         self.task: Task = task
         self.num_envs: int = num_envs
         self.action_repeat: int = repeat
@@ -207,6 +238,72 @@ class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[A
         truncated = np.empty(self.num_envs, np.bool_)
         self._stepper.step(action, observation, reward, truncated)
         return self._by_sensor(observation), reward, np.zeros_like(truncated), truncated, {}
+
+    def state(self) -> VectorState:
+        """Copy all that the future depends on, for `set_state` here or in a like environment."""
+        size = mujoco.mj_stateSize(self.model, _INTEGRATION)
+        physics = np.empty((self.num_envs, size))
+        for data, row in zip(self.data, physics, strict=True):
+            mujoco.mj_getState(self.model, data, row, _INTEGRATION)
+        return VectorState(
+            env_id=np.array(self.env_id),
+            action_repeat=np.array(self.action_repeat, np.int64),
+            episode_control_steps=np.array(self._control_steps, np.int64),
+            is_reset=np.array(self._is_reset),
+            physics=physics,
+            random=self._rng.copy(),
+            control_steps=np.array(self._stepper.steps, np.int64),
+        )
+
+    def set_state(self, state: VectorState) -> None:
+        """Continue from `state`: what follows is bit for bit what followed there.
+
+        Forces and accelerations in `data`, which belong to the step that led to the state, are
+        those of this environment's last step until the next one.
+
+        Args:
+            state: of an environment with the same task, num_envs and lengths.
+
+        Raises:
+            ValueError: state belongs to another task, num_envs or lengths, or is damaged.
+            TypeError: a field of state has another dtype.
+        """
+        self._check(state)
+        for data, row in zip(self.data, state.physics, strict=True):
+            mujoco.mj_setState(self.model, data, row, _INTEGRATION)
+            # the stepping loop leaves behind positions and velocities that are worked out
+            mujoco.mj_step1(self.model, data)
+        self._rng[:] = state.random
+        self._stepper.steps = state.control_steps.tolist()
+        self._is_reset = bool(state.is_reset)
+
+    def _check(self, state: VectorState) -> None:
+        ours = self.state()
+        for name in ("env_id", "action_repeat", "episode_control_steps"):
+            value, expected = getattr(state, name), getattr(ours, name)
+            if not np.array_equal(value, expected):
+                raise ValueError(f"state.{name} is {value}, expected {expected}")
+        for field in fields(VectorState):
+            value, expected = getattr(state, field.name), getattr(ours, field.name)
+            if value.shape != expected.shape:
+                raise ValueError(
+                    f"state.{field.name} has shape {value.shape}, expected {expected.shape}"
+                )
+            if value.dtype != expected.dtype:
+                raise TypeError(
+                    f"state.{field.name} has dtype {value.dtype}, expected {expected.dtype}"
+                )
+        # the place in a stream is used as an index without a check
+        if (state.random[:, _PLACE] > _PLACE).any():
+            raise ValueError(
+                f"state.random has {state.random[:, _PLACE].max()} in column {_PLACE}, "
+                f"expected at most {_PLACE}"
+            )
+        if ((state.control_steps < 0) | (state.control_steps > self._control_steps)).any():
+            raise ValueError(
+                f"state.control_steps is {state.control_steps}, "
+                f"expected numbers from 0 to {self._control_steps}"
+            )
 
     def _by_sensor(self, observation: NDArray[Any]) -> dict[str, NDArray[Any]]:
         names = (name for name, _, _ in self.task.sensors)
