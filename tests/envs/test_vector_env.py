@@ -4,7 +4,8 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from fastrssm.envs import TASKS, make_vec
-from fastrssm.envs.physics import rng_words, uniform
+from fastrssm.envs.physics import normal, rng_words, uniform
+from fastrssm.envs.tasks import cartpole, cheetah, pendulum, walker
 
 
 def rollout(env, actions, seed=0):
@@ -27,6 +28,30 @@ def test_uniform_equals_random_state():
     words = rng_words(random)
     ours = [uniform(words, -2.0, 3.0) for _ in range(2000)]  # past three twists of the generator
     np.testing.assert_array_equal(ours, random.uniform(-2, 3, 2000))
+
+
+def test_normal_equals_random_state():
+    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(4)))
+    random.randn()  # leaves the second draw of a pair behind
+    words = rng_words(random)
+    for count in (1, 2, 1001):
+        ours = [normal(words) for _ in range(count)]
+        np.testing.assert_array_equal(ours, random.randn(count))
+        assert uniform(words, 0.0, 1.0) == random.uniform()  # a kept draw waits for the next pair
+    np.testing.assert_array_equal(words[:626], rng_words(random)[:626])
+
+
+@pytest.mark.parametrize(
+    ("env_id", "index", "name"),
+    [
+        ("walker-walk", walker.TORSO, "torso"),
+        ("cheetah-run", cheetah.TORSO, "torso"),
+        ("cartpole-swingup", cartpole.POLE, "pole_1"),
+        ("pendulum-swingup", pendulum.POLE, "pole"),
+    ],
+)
+def test_bodies_are_the_named_ones(env_id, index, name):
+    assert make_vec(env_id, 1).model.body(name).id == index
 
 
 def test_spaces_and_metadata():

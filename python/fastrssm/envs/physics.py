@@ -7,6 +7,7 @@ numba compiles it to a C function, which the stepping loop calls without the GIL
 # mujoco ships no type information
 # pyright: reportAttributeAccessIssue=false
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ import numpy as np
 from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 from numpy.typing import NDArray
 
-RNG_WORDS = 625  # 624 words of the Mersenne Twister and the place in them
+# 624 words of the Mersenne Twister, the place in them, whether a normal draw is kept, its 2 words
+RNG_WORDS = 628
 
 
 class Physics(NamedTuple):
@@ -119,9 +121,12 @@ def compile_task(
 
 
 def rng_words(random: np.random.RandomState) -> NDArray[np.uint32]:
-    """Give the state of `random` as the 625 words that `uniform` draws from."""
-    state = random.get_state(legacy=False)["state"]
-    return np.append(state["key"], np.uint32(state["pos"])).astype(np.uint32)
+    """Give the state of `random` as the 628 words that `uniform` and `normal` draw from."""
+    state = random.get_state(legacy=False)
+    twister = state["state"]
+    kept = np.array([state["gauss"]], np.float64).view(np.uint32)
+    words = [*twister["key"], twister["pos"], state["has_gauss"], *kept]
+    return np.array(words, np.uint32)
 
 
 @numba.njit
@@ -147,6 +152,26 @@ def uniform(rng: Any, low: float, high: float) -> float:
     a = _next_word(rng) >> np.uint32(5)
     b = _next_word(rng) >> np.uint32(6)
     return low + (high - low) * ((a * 67108864.0 + b) / 9007199254740992.0)
+
+
+@numba.njit
+def normal(rng: Any) -> float:
+    """Draw from the standard normal: the very number that `RandomState.randn` would give."""
+    # Marsaglia's polar method makes two draws at once: the second is kept for the next call
+    kept = rng[626:628].view(np.float64)
+    if rng[625]:
+        rng[625] = 0
+        return kept[0]
+    while True:
+        x = uniform(rng, -1.0, 1.0)
+        y = uniform(rng, -1.0, 1.0)
+        square = x * x + y * y
+        if 0 < square < 1:
+            break
+    factor = math.sqrt(-2.0 * math.log(square) / square)
+    kept[0] = factor * x
+    rng[625] = 1
+    return factor * y
 
 
 @numba.njit

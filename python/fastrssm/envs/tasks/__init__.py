@@ -62,12 +62,36 @@ def _cheetah(reward: str, finish: str | None = None, expert_return: float | None
     )
 
 
+def _cartpole(domain: str, reward: str) -> Task:
+    return Task(
+        domain=domain,
+        reward=reward,
+        sensors=(("position", 3, "first"), ("velocity", 2, "second")),
+        action_size=1,
+        model="cartpole.xml",
+        control_timestep=0.01,
+        action_repeat=8,
+    )
+
+
 # dm_control's own, then AIME's: the definitions of its two code bases differ, and so do the returns
 TASKS: dict[str, Task] = {
     "walker-stand": _walker("stand", expert_return=957.87109375),
     "walker-walk": _walker("walk", expert_return=943.7876586914062),
     "walker-run": _walker("run", expert_return=604.10009765625),
     "cheetah-run": _cheetah("run", expert_return=888.6480102539062),
+    "cartpole-swingup": _cartpole("cartpole", "smooth"),
+    "cartpole-swingup_sparse": _cartpole("cartpole", "sparse"),
+    "cartpole-balance": _cartpole("cartpole_balance", "smooth"),
+    "cartpole-balance_sparse": _cartpole("cartpole_balance", "sparse"),
+    "pendulum-swingup": Task(
+        domain="pendulum",
+        reward="swingup",
+        sensors=(("orientation", 2, "first"), ("velocity", 1, "second")),
+        action_size=1,
+        model="pendulum.xml",
+        control_timestep=0.02,
+    ),
     "walker-walkbackward-aime1": _walker("stand", "walkbackward_aime1"),
     "walker-runbackward-aime1": _walker("stand", "runbackward_aime1"),
     "walker-flip-aime1": _walker("stand", "flip_aime1"),
