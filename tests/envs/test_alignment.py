@@ -4,6 +4,7 @@ import logging
 import math
 from unittest import mock
 
+import mujoco
 import numpy as np
 import pytest
 
@@ -90,6 +91,33 @@ def test_whole_episodes_equal_dm_control(env_id, seed, action_repeat):
             exact += reward[n] == with_c_exp
     # what is left: numpy's scalars are squared by pow
     assert exact >= 0.99 * actions.shape[0] * NUM_ENVS
+
+
+@pytest.mark.parametrize(
+    "env_id", ["cartpole-swingup_sparse", "cartpole-balance_sparse", "pendulum-swingup"]
+)
+def test_sparse_rewards_near_the_goal(env_id):
+    """From poses about the upright one, which random actions hardly reach."""
+    env = make_vec(env_id, 1, action_repeat=1, dtype=np.float64)
+    (oracle,) = oracles(env_id, 0, 1)
+    env.reset(seed=0)
+    oracle.reset()
+    rng = np.random.default_rng(0)
+    seen = []
+    for _ in range(300):
+        pose = rng.uniform(-0.3, 0.3, env.model.nq)
+        env.data[0].qpos[:] = oracle.physics.data.qpos[:] = pose
+        mujoco.mj_forward(env.model, env.data[0])
+        oracle.physics.forward()
+        action = rng.uniform(-1, 1, (1, 1))
+        observation, reward, *_ = env.step(action)
+        step = oracle.step(action[0])
+        np.testing.assert_array_equal(
+            np.concatenate(list(observation.values()), 1)[0], flat(step.observation)
+        )
+        assert reward[0] == step.reward
+        seen.append(step.reward)
+    assert set(seen) == {0, 1}
 
 
 @pytest.mark.parametrize("env_id", [name for name in TASKS if "aime" in name])
