@@ -75,7 +75,7 @@ struct StepperConfig {
       passive_model;  // the same with actuation disabled, which dm_control uses while it resets
   std::vector<std::uint64_t> data;                 // [N] mjData*
   std::vector<std::vector<std::uint64_t>> fields;  // [N][F] double*
-  std::vector<std::uint64_t> rng;                  // [N] uint32*, 625 words each
+  std::vector<std::uint64_t> rng;                  // [N] uint32*, RNG_WORDS words each
   int ctrl_field;                                  // which of the fields holds the controls
   int num_controls;
   int observation_size;

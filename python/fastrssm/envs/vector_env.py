@@ -320,7 +320,7 @@ def _compile(task: Task, arrays: Physics, width: int) -> dict[str, Any]:
         _COMPILED[task] = compile_task(
             Physics(*(array.shape for array in arrays)),
             width,
-            module.reset,
+            getattr(module, task.reset),
             module.observe,
             getattr(module, task.reward),
             getattr(module, task.finish) if task.finish else None,

@@ -20,6 +20,7 @@ class Task:
         settle_steps: physics steps between the initial pose and the first observation.
         action_repeat: AIME's control steps per action.
         expert_return: the return that scores 100 (AIME's constant).
+        reset: njit function of that module that draws the initial pose.
     """
 
     domain: str
@@ -33,6 +34,7 @@ class Task:
     settle_steps: int = 0
     action_repeat: int = 2
     expert_return: float | None = None
+    reset: str = "reset"
 
 
 def _walker(reward: str, finish: str | None = None, expert_return: float | None = None) -> Task:
@@ -62,9 +64,10 @@ def _cheetah(reward: str, finish: str | None = None, expert_return: float | None
     )
 
 
-def _cartpole(domain: str, reward: str) -> Task:
+def _cartpole(reset: str, reward: str) -> Task:
     return Task(
-        domain=domain,
+        domain="cartpole",
+        reset=reset,
         reward=reward,
         sensors=(("position", 3, "first"), ("velocity", 2, "second")),
         action_size=1,
@@ -80,10 +83,10 @@ TASKS: dict[str, Task] = {
     "walker-walk": _walker("walk", expert_return=943.7876586914062),
     "walker-run": _walker("run", expert_return=604.10009765625),
     "cheetah-run": _cheetah("run", expert_return=888.6480102539062),
-    "cartpole-swingup": _cartpole("cartpole", "smooth"),
-    "cartpole-swingup_sparse": _cartpole("cartpole", "sparse"),
-    "cartpole-balance": _cartpole("cartpole_balance", "smooth"),
-    "cartpole-balance_sparse": _cartpole("cartpole_balance", "sparse"),
+    "cartpole-swingup": _cartpole("reset", "smooth"),
+    "cartpole-swingup_sparse": _cartpole("reset", "sparse"),
+    "cartpole-balance": _cartpole("reset_near_top", "smooth"),
+    "cartpole-balance_sparse": _cartpole("reset_near_top", "sparse"),
     "pendulum-swingup": Task(
         domain="pendulum",
         reward="swingup",

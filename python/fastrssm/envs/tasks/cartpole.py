@@ -1,4 +1,4 @@
-"""Cart and pole: swing up from below; `cartpole_balance` starts near the top.
+"""Cart and pole: swing up from below, or balance near the top.
 
 Source: dm_control/suite/cartpole.py
 """
@@ -9,7 +9,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from fastrssm.envs.physics import Physics, normal
+from fastrssm.envs.physics import Physics, normal, uniform
 
 POLE = 2
 _GAUSSIAN = math.sqrt(-2 * math.log(0.1))  # dm_control's gaussian sigmoid is 0.1 at the margin
@@ -20,6 +20,15 @@ def reset(physics: Physics, rng: Any) -> None:
     """Hang the pole below a cart in the middle, with a little noise on everything."""
     physics.qpos[0] = 0.01 * normal(rng)
     physics.qpos[1] = np.pi + 0.01 * normal(rng)
+    for v in range(2):
+        physics.qvel[v] = 0.01 * normal(rng)
+
+
+@numba.njit
+def reset_near_top(physics: Physics, rng: Any) -> None:
+    """Put the cart near the middle and the pole near the vertical, hardly moving."""
+    physics.qpos[0] = uniform(rng, -0.1, 0.1)
+    physics.qpos[1] = uniform(rng, -0.034, 0.034)
     for v in range(2):
         physics.qvel[v] = 0.01 * normal(rng)
 
