@@ -21,6 +21,7 @@ import mujoco.batch
 import mujoco.rollout
 import numba
 import numpy as np
+from numba import types
 
 from bench.harness import Workload
 from fastrssm.envs import make_vec
@@ -29,13 +30,23 @@ SIZES = {"walker-walk": (64,), "cheetah-run": (64, 256)}
 REPEAT = 2
 
 
-@numba.njit(nogil=True)
-def _physics_alone(step, model, data, ctrl, action, substeps):
-    for n in range(data.size):
-        for k in range(action.shape[1]):
-            ctrl[n][k] = action[n, k]
-        for _ in range(substeps):
-            step(model, data[n])
+def _physics_alone():
+    """A C function that sets controls and steps a share of the environments."""
+    library = glob.glob(os.path.join(os.path.dirname(mujoco.__file__), "libmujoco.so*"))[0]
+    step = ctypes.CDLL(library).mj_step
+    step.argtypes, step.restype = [ctypes.c_void_p] * 2, None
+    doubles = types.CPointer(types.float64)
+    shares = (types.CPointer(types.voidptr), types.CPointer(doubles), types.CPointer(types.float32))
+
+    @numba.cfunc(types.void(types.voidptr, *shares, types.intp, types.intp, types.intp))
+    def physics_alone(model, data, ctrl, action, count, controls, substeps):
+        for n in range(count):
+            for k in range(controls):
+                ctrl[n][k] = action[n * controls + k]
+            for _ in range(substeps):
+                step(model, data[n])
+
+    return physics_alone, ctypes.c_void_p.in_dll(ctypes.CDLL(library), "mjcb_time")
 
 
 class Bare:
@@ -44,38 +55,32 @@ class Bare:
     def __init__(self, env_id, num_envs, threads, substeps):
         self.env = make_vec(env_id, num_envs)
         self.env.reset(seed=0)
-        library = glob.glob(os.path.join(os.path.dirname(mujoco.__file__), "libmujoco.so*"))[0]
-        self.step = ctypes.CDLL(library).mj_step
-        self.step.argtypes, self.step.restype = [ctypes.c_void_p] * 2, None
-        self.clock = ctypes.c_void_p.in_dll(ctypes.CDLL(library), "mjcb_time")
-        self.pool = ThreadPoolExecutor(threads)
+        self.compiled, self.clock = _physics_alone()
+        # a call through ctypes holds no GIL
+        self.run = self.compiled.ctypes
         self.substeps = substeps
+        self.pool = ThreadPoolExecutor(threads)
+        data = np.array([data._address for data in self.env.data])
+        ctrl = np.array([data.ctrl.ctypes.data for data in self.env.data])
         self.shares = [
-            (
-                share,
-                np.array([self.env.data[n]._address for n in share]),
-                numba.typed.List([self.env.data[n].ctrl for n in share]),
-            )
+            (share, data[share].copy(), ctrl[share].copy())
             for share in np.array_split(np.arange(num_envs), threads)
         ]
 
     def __call__(self, action):
         saved, self.clock.value = self.clock.value, None
-        parts = [
-            self.pool.submit(
-                _physics_alone,
-                self.step,
-                self.env.model._address,
-                data,
-                ctrl,
-                action[share],
-                self.substeps,
-            )
-            for share, data, ctrl in self.shares
-        ]
+        own, *others = [(*share, action[share[0]]) for share in self.shares]
+        parts = [self.pool.submit(self.step, *share) for share in others]
+        self.step(*own)
         for part in parts:
             part.result()
         self.clock.value = saved
+
+    def step(self, share, data, ctrl, action):
+        pointers = (array.ctypes.data for array in (data, ctrl, action))
+        model = self.env.model._address
+        arguments = zip(self.run.argtypes, (model, *pointers), strict=False)
+        self.run(*(ctypes.cast(p, kind) for kind, p in arguments), *action.shape, self.substeps)
 
 
 class Rollout:
