@@ -9,6 +9,7 @@ import ctypes
 import glob
 import importlib.util
 import itertools
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,6 +26,9 @@ from numba import types
 
 from bench.harness import Workload
 from fastrssm.envs import make_vec
+
+# a deprecation notice per loaded model of dm_control
+logging.getLogger("absl").setLevel(logging.ERROR)
 
 SIZES = {"walker-walk": (64,), "cheetah-run": (64, 256)}
 REPEAT = 2
