@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from fastrssm import doctor
@@ -107,8 +108,8 @@ def test_eval_films_an_episode(project, monkeypatch, capsys):
         def __exit__(self, *_):
             pass
 
-        def frame(self):
-            return float(self.env.data[0].time)
+        def frame(self, index):
+            return np.full((1, 1, 3), self.env.data[index].time)
 
     films = []
     monkeypatch.setattr("fastrssm.run.video.Renderer", Camera)
@@ -119,6 +120,7 @@ def test_eval_films_an_episode(project, monkeypatch, capsys):
     assert main(["eval", "runs/policy", "--episodes", "1", "--video", "walk.mp4"]) == 0
     ((path, times, fps),) = films
     assert (path.name, len(times), fps) == ("walk.mp4", 500, 20.0)
+    times = [float(frame[0, 0, 0]) for frame in times]
     assert times == sorted(times)
     assert "500 frames" in capsys.readouterr().err
 

@@ -124,7 +124,8 @@ def main(args: Args) -> dict[str, EvalResult]:
     )  # fmt: skip
     video = args.out / "walker.mp4"
     try:
-        record_video(imitator, _ENV, video, seed=seed)
+        # some get up and some do not: one alone would tell nothing
+        record_video(imitator, _ENV, video, seed=seed, num_envs=4, height=160, width=160, fps=10)
     except RuntimeError as error:
         video = f"no video: {error}"
 

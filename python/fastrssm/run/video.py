@@ -17,19 +17,21 @@ def record_video(
     path: Path,
     *,
     seed: int,
+    num_envs: int = 1,
     height: int = 240,
     width: int = 320,
     fps: float = 20.0,
 ) -> int:
-    """Write one episode as `.mp4` or `.gif`, at the speed of the simulation.
+    """Write whole episodes, side by side, as `.mp4` or `.gif` at the speed of the simulation.
 
     Args:
         agent: what acts.
         env_id: where.
         path: the file to write.
         seed: of the environment; the agent has its own.
-        height: of the frames, pixels.
-        width: of the frames, pixels.
+        num_envs: episodes in one picture.
+        height: of each, pixels.
+        width: of each, pixels.
         fps: frames a second, as nearly as leaving out whole steps allows.
 
     Returns:
@@ -39,21 +41,21 @@ def record_video(
         ValueError: an unknown env_id, or another suffix.
         RuntimeError: there is no OpenGL.
     """
-    env = make_vec(env_id, 1)
+    env = make_vec(env_id, num_envs)
     step_time = env.task.control_timestep * env.action_repeat
     stride = max(1, round(1.0 / (fps * step_time)))
     drawn = range(0, env.episode_steps, stride)
 
     def play(renderer: Renderer) -> Iterator[npt.NDArray[np.uint8]]:
         obs, _ = env.reset(seed=seed)
-        agent.reset(1)
-        action = np.zeros((1, env.task.action_size), np.float32)
-        is_first = np.ones(1, np.bool_)
+        agent.reset(num_envs)
+        action = np.zeros((num_envs, env.task.action_size), np.float32)
+        is_first = np.ones(num_envs, np.bool_)
         for t in range(drawn[-1] + 1):
             if t in drawn:
-                yield renderer.frame()
+                yield np.concatenate([renderer.frame(n) for n in range(num_envs)], axis=1)
             action = agent.act(obs, is_first, action)
-            is_first = np.zeros(1, np.bool_)
+            is_first = np.zeros(num_envs, np.bool_)
             obs, *_ = env.step(action)
 
     try:
