@@ -187,14 +187,14 @@ def _eval(words: list[str]) -> int:
     args = tyro.cli(EvalArgs, args=words, prog="fastrssm eval")
     from fastrssm.algos import aime, bc
     from fastrssm.run.checkpoint import load_checkpoint
-    from fastrssm.run.evaluate import evaluate
+    from fastrssm.run.evaluate import EVAL_SEED_OFFSET, evaluate
     from fastrssm.run.start import choose_device
     from fastrssm.run.video import record_video
 
     device = choose_device(args.device, args.threads)
     checkpoint = load_checkpoint(Path(args.run), expected=("aime", "bc"))
     trained = checkpoint.config["args"]
-    seed = trained["seed"] + aime.EVAL_SEED_OFFSET if args.seed is None else args.seed
+    seed = trained["seed"] + EVAL_SEED_OFFSET if args.seed is None else args.seed
     load_agent = {"aime": aime.load_agent, "bc": bc.load_agent}[checkpoint.algorithm]
     agent = load_agent(checkpoint, seed, device)
     # first, since it fails at once where there is no OpenGL

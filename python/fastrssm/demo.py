@@ -20,7 +20,7 @@ from fastrssm.models.world_model import WorldModel
 from fastrssm.run.agents import RandomAgent, SnapshotAgent, Snapshots
 from fastrssm.run.checkpoint import load_checkpoint, write_atomic
 from fastrssm.run.collect import make_dataset
-from fastrssm.run.evaluate import EvalResult, evaluate
+from fastrssm.run.evaluate import EVAL_SEED_OFFSET, EvalResult, evaluate
 from fastrssm.run.log import progress_bar
 from fastrssm.run.report import draw_report, read_curve
 from fastrssm.run.video import record_video
@@ -96,7 +96,7 @@ def main(args: Args) -> dict[str, EvalResult]:
     bc.train(bc.Args(data=str(shown), out=clone, env=_ENV, seed=args.seed, final_episodes=0))
 
     _say(start, f"evaluation, {args.episodes} episodes each")
-    cpu, seed = torch.device("cpu"), args.seed + aime.EVAL_SEED_OFFSET
+    cpu, seed = torch.device("cpu"), args.seed + EVAL_SEED_OFFSET
     imitator = aime.load_agent(load_checkpoint(Path(policy), expected=("aime",)), seed, cpu)
     agents = {
         "random": RandomAgent(TASKS[_ENV].action_size, seed),

@@ -39,7 +39,7 @@ from fastrssm.run.checkpoint import (
     save_checkpoint,
     write_atomic,
 )
-from fastrssm.run.evaluate import evaluate
+from fastrssm.run.evaluate import EVAL_SEED_OFFSET, evaluate
 from fastrssm.run.log import Logger
 from fastrssm.run.start import (
     MatmulPrecision,
@@ -50,9 +50,6 @@ from fastrssm.run.start import (
 )
 
 Array = npt.NDArray[Any]
-
-# the seed of evaluation is the run's plus this, as in the original
-EVAL_SEED_OFFSET = 100
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,14 +27,12 @@ from fastrssm.data.sampler import FrameStacks
 from fastrssm.envs import TASKS
 from fastrssm.models.nets import MLP
 from fastrssm.run.checkpoint import Checkpoint, restore, resume, save_checkpoint, write_atomic
-from fastrssm.run.evaluate import evaluate
+from fastrssm.run.evaluate import EVAL_SEED_OFFSET, evaluate
 from fastrssm.run.log import Logger
 from fastrssm.run.start import check_arguments, choose_device, open_run
 
 Array = npt.NDArray[Any]
 
-# the seed of evaluation is the run's plus this, as for AIME
-EVAL_SEED_OFFSET = 100
 # frames that the policy sees: velocities are hidden in lpomdp, so it needs a few
 _STACK = {"mdp": 1, "lpomdp": 5}
 

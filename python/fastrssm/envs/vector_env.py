@@ -135,8 +135,7 @@ class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[A
         self._ends = np.cumsum(sizes)[:-1]
         self._width = sum(sizes)
         self._is_reset = False
-        self._random = [np.random.RandomState() for _ in range(num_envs)]
-        self._rng = np.stack([rng_words(random) for random in self._random])
+        self._rng = np.stack([rng_words(np.random.RandomState()) for _ in range(num_envs)])
         self._arrays = [arrays_of(self.model, data) for data in self.data]
         self._functions = _compile(task, self._arrays[0], self._width)
         self._stepper = _stepper.Stepper(

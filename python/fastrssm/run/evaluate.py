@@ -8,6 +8,8 @@ import numpy as np
 from fastrssm.envs import TASKS, make_vec
 from fastrssm.run.collect import Agent, rollout
 
+# the seed of a run's evaluation is the run's plus this, as in the original AIME
+EVAL_SEED_OFFSET = 100
 _RESAMPLES = 10_000
 
 

@@ -9,8 +9,11 @@ from typing import Any
 import numba
 
 from fastrssm.envs.physics import Physics, ramp, uniform
-
-TORSO = 1
+from fastrssm.envs.tasks.planar import TORSO as TORSO
+from fastrssm.envs.tasks.planar import flip_aime1 as flip_aime1
+from fastrssm.envs.tasks.planar import flip_aime2 as flip_aime2
+from fastrssm.envs.tasks.planar import flipbackward_aime1 as flipbackward_aime1
+from fastrssm.envs.tasks.planar import flipbackward_aime2 as flipbackward_aime2
 
 
 @numba.njit
@@ -48,30 +51,6 @@ def runbackward_aime1(physics: Physics, total: float) -> float:
 
 
 @numba.njit
-def flip_aime1(physics: Physics, total: float) -> float:
-    """Reward the pitch rate, at the end of the step only."""
-    return ramp(physics.qvel[2], 5.0)
-
-
-@numba.njit
-def flipbackward_aime1(physics: Physics, total: float) -> float:
-    """Reward the negative pitch rate, at the end of the step only."""
-    return ramp(-physics.qvel[2], 5.0)
-
-
-@numba.njit
 def runbackward_aime2(physics: Physics) -> float:
     """Reward backward speed up to 10 m/s."""
     return ramp(-physics.sensordata[0], 10.0)
-
-
-@numba.njit
-def flip_aime2(physics: Physics) -> float:
-    """Reward angular momentum about the lateral axis."""
-    return ramp(physics.subtree_angmom[TORSO, 1], 5.0)
-
-
-@numba.njit
-def flipbackward_aime2(physics: Physics) -> float:
-    """Reward negative angular momentum about the lateral axis."""
-    return ramp(-physics.subtree_angmom[TORSO, 1], 5.0)

@@ -10,8 +10,12 @@ from typing import Any
 import numba
 
 from fastrssm.envs.physics import Physics, ramp, randomize_joints
+from fastrssm.envs.tasks.planar import TORSO as TORSO
+from fastrssm.envs.tasks.planar import flip_aime1 as flip_aime1
+from fastrssm.envs.tasks.planar import flip_aime2 as flip_aime2
+from fastrssm.envs.tasks.planar import flipbackward_aime1 as flipbackward_aime1
+from fastrssm.envs.tasks.planar import flipbackward_aime2 as flipbackward_aime2
 
-TORSO = 1
 _GAUSSIAN = math.sqrt(-2 * math.log(0.1))  # dm_control's gaussian sigmoid is 0.1 at the margin
 
 reset = randomize_joints
@@ -79,18 +83,6 @@ def runbackward_aime1(physics: Physics, total: float) -> float:
 
 
 @numba.njit
-def flip_aime1(physics: Physics, total: float) -> float:
-    """Reward the pitch rate, at the end of the step only."""
-    return ramp(physics.qvel[2], 5.0)
-
-
-@numba.njit
-def flipbackward_aime1(physics: Physics, total: float) -> float:
-    """Reward the negative pitch rate, at the end of the step only."""
-    return ramp(-physics.qvel[2], 5.0)
-
-
-@numba.njit
 def jump_aime1(physics: Physics, total: float) -> float:
     """Reward the height of the torso, at the end of the step only."""
     return ramp(physics.xpos[TORSO, 2], 5.0)
@@ -106,18 +98,6 @@ def walkbackward_aime2(physics: Physics) -> float:
 def runbackward_aime2(physics: Physics) -> float:
     """Reward standing and 8 m/s backward."""
     return _move(physics, ramp(-physics.sensordata[0], 8.0))
-
-
-@numba.njit
-def flip_aime2(physics: Physics) -> float:
-    """Reward angular momentum about the lateral axis."""
-    return ramp(physics.subtree_angmom[TORSO, 1], 5.0)
-
-
-@numba.njit
-def flipbackward_aime2(physics: Physics) -> float:
-    """Reward negative angular momentum about the lateral axis."""
-    return ramp(-physics.subtree_angmom[TORSO, 1], 5.0)
 
 
 @numba.njit
