@@ -36,7 +36,16 @@ OUTSIDE = {
     "_library": {"torch"},
     "ops": {"torch"},
     "models": {"torch"},
-    "envs": {"numpy", "numba", "gymnasium", "mujoco", "dm_control", "dm_env", "imageio"},
+    "envs": {
+        "numpy",
+        "llvmlite",
+        "numba",
+        "gymnasium",
+        "mujoco",
+        "dm_control",
+        "dm_env",
+        "imageio",
+    },
 }
 # and these packages belong to these files or folders alone
 OWNERS = {

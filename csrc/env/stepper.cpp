@@ -4,14 +4,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <mutex>
 #include <stdexcept>
 #include <utility>
 
 namespace fastrssm {
 namespace {
 
-constexpr unsigned int kStateTime = 1;  // mjSTATE_TIME
-constexpr int kSpins = 2000;            // about 20 us of looking before a thread sleeps
+constexpr unsigned int kStateTime = 1;   // mjSTATE_TIME
+constexpr int kSpins = 2000;             // about 20 us of looking before a thread sleeps
+constexpr int kBadStates[] = {3, 4, 5};  // mjWARN_BADQPOS, BADQVEL, BADQACC
 
 template <typename F>
 void find(void* library, const char* name, F*& function) {
@@ -19,17 +22,31 @@ void find(void* library, const char* name, F*& function) {
   if (!function) throw std::runtime_error(std::string("this MuJoCo has no function ") + name);
 }
 
-// MuJoCo's clock is switched off for the life of this object.
-class NoClock {
+void say_nothing(const char*) {}
+
+// MuJoCo's clock and its printed warnings are switched off while any loop runs; what the warnings
+// say about a state, `diverged` says too.
+class Quiet {
  public:
-  explicit NoClock(void** callback) : callback_(callback), saved_(*callback) {
-    *callback_ = nullptr;
+  explicit Quiet(const Mujoco& mujoco) : mujoco_(mujoco) {
+    const std::lock_guard lock(mutex_);
+    if (users_++ > 0) return;
+    clock_ = std::exchange(*mujoco_.time_callback, nullptr);
+    warning_ = std::exchange(*mujoco_.user_warning, reinterpret_cast<void*>(&say_nothing));
   }
-  ~NoClock() { *callback_ = saved_; }
+  ~Quiet() {
+    const std::lock_guard lock(mutex_);
+    if (--users_ > 0) return;
+    *mujoco_.time_callback = clock_;
+    *mujoco_.user_warning = warning_;
+  }
 
  private:
-  void** callback_;
-  void* saved_;
+  static inline std::mutex mutex_;
+  static inline int users_ = 0;
+  static inline void* clock_ = nullptr;
+  static inline void* warning_ = nullptr;
+  const Mujoco& mujoco_;
 };
 
 }  // namespace
@@ -44,6 +61,7 @@ Mujoco::Mujoco(const std::string& library) {
   find(handle, "mj_resetData", reset_data);
   find(handle, "mj_setState", set_state);
   find(handle, "mjcb_time", time_callback);
+  find(handle, "mju_user_warning", user_warning);
 }
 
 ThreadPool::ThreadPool(int num_threads) : shares_(num_threads) {
@@ -99,58 +117,104 @@ Stepper::Stepper(StepperConfig config, TaskFunctions task)
     : config_(std::move(config)),
       task_(task),
       mujoco_(config_.library),
-      model_(reinterpret_cast<const void*>(config_.model)),
-      passive_model_(reinterpret_cast<const void*>(config_.passive_model)),
+      engines_(config_.data.size()),
       steps_(config_.data.size()),
-      over_(config_.data.size()),
-      scratch_(static_cast<std::size_t>(config_.num_threads) * config_.observation_size),
-      pool_(config_.num_threads) {
-  for (const std::vector<std::uint64_t>& addresses : config_.fields) {
+      scratch_(config_.models.size() * config_.observation_size),
+      pool_(static_cast<int>(config_.models.size())) {
+  for (std::size_t n = 0; n < config_.data.size(); ++n) {
     std::vector<double*>& pointers = fields_.emplace_back();
-    for (std::uint64_t address : addresses) pointers.push_back(reinterpret_cast<double*>(address));
+    for (std::uint64_t address : config_.fields[n]) {
+      pointers.push_back(reinterpret_cast<double*>(address));
+    }
+    engines_[n] = {this, static_cast<int>(n), 0};
+    const std::uint64_t words[] = {reinterpret_cast<std::uint64_t>(&forward_engine),
+                                   reinterpret_cast<std::uint64_t>(&reset_engine),
+                                   reinterpret_cast<std::uint64_t>(&engines_[n])};
+    std::memcpy(pointers[config_.engine_field], words, sizeof(words));
   }
+}
+
+std::int64_t Stepper::forward_engine(std::uint64_t engine) {
+  const auto& [stepper, n, thread] = *reinterpret_cast<const Engine*>(engine);
+  stepper->forward_passive(n, thread);
+  return *reinterpret_cast<const int*>(stepper->config_.contacts[n]);
+}
+
+std::int64_t Stepper::reset_engine(std::uint64_t engine) {
+  const auto& [stepper, n, thread] = *reinterpret_cast<const Engine*>(engine);
+  stepper->mujoco_.reset_data(stepper->model(thread), stepper->data(n));
+  return forward_engine(engine);
+}
+
+const void* Stepper::model(int thread) const {
+  return reinterpret_cast<const void*>(config_.models[thread].model);
+}
+
+void Stepper::place_parameters(int n, int thread) {
+  const std::vector<std::uint64_t>& places = config_.models[thread].parameters;
+  const double* values = fields_[n][config_.parameters_field];
+  for (std::size_t p = 0; p < places.size(); ++p) {
+    *reinterpret_cast<double*>(places[p]) = values[p % (places.size() / 2)];
+  }
+}
+
+void Stepper::forward_passive(int n, int thread) {
+  place_parameters(n, thread);
+  mujoco_.forward(reinterpret_cast<const void*>(config_.models[thread].passive), data(n));
 }
 
 // dm_control's order: after the last substep everything that depends on position and velocity is
 // computed anew.
-void Stepper::advance(void* data, int substeps) {
+void Stepper::advance(int n, int thread, int substeps) {
+  const void* model = this->model(thread);
+  void* data = this->data(n);
   if (config_.runge_kutta) {
-    mujoco_.step(model_, data);
+    mujoco_.step(model, data);
   } else {
-    mujoco_.step2(model_, data);
+    mujoco_.step2(model, data);
   }
-  for (int s = 1; s < substeps; ++s) mujoco_.step(model_, data);
-  mujoco_.step1(model_, data);
+  for (int s = 1; s < substeps; ++s) mujoco_.step(model, data);
+  mujoco_.step1(model, data);
 }
 
-void Stepper::reset_one(int n) {
-  void* data = reinterpret_cast<void*>(config_.data[n]);
-  mujoco_.reset_data(model_, data);
-  mujoco_.forward(passive_model_, data);
+void Stepper::reset_one(int n, int thread) {
+  mujoco_.reset_data(model(thread), data(n));
+  forward_passive(n, thread);
+  engines_[n].thread = thread;
   task_.reset(fields_[n].data(), reinterpret_cast<std::uint32_t*>(config_.rng[n]));
+  place_parameters(n, thread);
   if (config_.settle_steps > 0) {
-    advance(data, config_.settle_steps);
+    advance(n, thread, config_.settle_steps);
     const double time = 0;
-    mujoco_.set_state(model_, data, &time, kStateTime);
+    mujoco_.set_state(model(thread), data(n), &time, kStateTime);
   }
-  mujoco_.forward(passive_model_, data);
+  forward_passive(n, thread);
   steps_[n] = 0;
-  over_[n] = 0;
 }
 
-double Stepper::step_one(int n) {
-  double total = 0;
-  for (int c = 0; c < config_.action_repeat && steps_[n] < config_.episode_steps; ++c) {
-    advance(reinterpret_cast<void*>(config_.data[n]), config_.substeps);
-    total += task_.reward(fields_[n].data());
+bool Stepper::bad_state(int n) const {
+  const int* warnings = reinterpret_cast<const int*>(config_.warnings[n]);
+  int bad = 0;
+  for (int kind : kBadStates) bad |= warnings[2 * kind + 1];
+  return bad != 0;
+}
+
+// Returns false, and the reward of the control steps before, if the physics diverges.
+bool Stepper::step_one(int n, int thread, double* reward) {
+  place_parameters(n, thread);
+  *reward = 0;
+  for (int c = 0; c < config_.action_repeat && !over(n); ++c) {
+    advance(n, thread, config_.substeps);
+    if (bad_state(n)) return false;
+    *reward += task_.reward(fields_[n].data());
     ++steps_[n];
   }
-  over_[n] = steps_[n] >= config_.episode_steps;
-  return task_.finish ? task_.finish(fields_[n].data(), total) : total;
+  if (task_.finish) *reward = task_.finish(fields_[n].data(), *reward);
+  return true;
 }
 
 template <typename T>
-bool Stepper::observe(int n, int thread, T* observation) {
+bool Stepper::observe_one(int n, int thread, T* observation) {
   const int size = config_.observation_size;
   double* values = scratch_.data() + static_cast<std::size_t>(thread) * size;
   task_.observe(fields_[n].data(), values);
@@ -164,44 +228,61 @@ bool Stepper::observe(int n, int thread, T* observation) {
 }
 
 template <typename T>
-void Stepper::reset(T* observation) {
-  NoClock no_clock(mujoco_.time_callback);
+void Stepper::reset(const bool* mask, T* observation) {
+  const Quiet quiet(mujoco_);
   auto work = [&](int thread, int n) {
-    reset_one(n);
-    observe(n, thread, observation);
+    if (mask && !mask[n]) return;
+    reset_one(n, thread);
+    observe_one(n, thread, observation);
   };
   pool_.run(static_cast<int>(config_.data.size()), work);
 }
 
 template <typename T>
-int Stepper::step(const T* action, T* observation, double* reward, bool* truncated) {
-  NoClock no_clock(mujoco_.time_callback);
-  std::atomic<int> diverged{-1};
+void Stepper::observe(T* observation) {
+  auto work = [&](int thread, int n) { observe_one(n, thread, observation); };
+  pool_.run(static_cast<int>(config_.data.size()), work);
+}
+
+template <typename T>
+void Stepper::step(const T* action, const T* previous, const Outputs<T>& out) {
+  const Quiet quiet(mujoco_);
+  const std::size_t size = config_.observation_size;
   auto work = [&](int thread, int n) {
-    if (over_[n]) {
-      reset_one(n);
-      reward[n] = 0;
-    } else {
-      double* ctrl = fields_[n][config_.ctrl_field];
-      const T* row = action + static_cast<std::size_t>(n) * config_.num_controls;
-      for (int k = 0; k < config_.num_controls; ++k) ctrl[k] = std::clamp<double>(row[k], -1, 1);
-      reward[n] = step_one(n);
+    out.diverged[n] = false;
+    if (over(n) && config_.autoreset == Autoreset::kNextStep) {
+      reset_one(n, thread);
+      observe_one(n, thread, out.observation);
+      out.reward[n] = 0;
+      out.truncated[n] = false;
+      return;
     }
-    truncated[n] = over_[n];
-    if (!observe(n, thread, observation)) diverged = n;
+    double* ctrl = fields_[n][config_.ctrl_field];
+    const T* row = action + static_cast<std::size_t>(n) * config_.num_controls;
+    for (int k = 0; k < config_.num_controls; ++k) ctrl[k] = std::clamp<double>(row[k], -1, 1);
+    const bool sound = step_one(n, thread, &out.reward[n]) &&
+                       observe_one(n, thread, out.observation) && std::isfinite(out.reward[n]);
+    if (!sound) {
+      std::copy_n(previous + n * size, size, out.observation + n * size);
+      if (!std::isfinite(out.reward[n])) out.reward[n] = 0;
+      out.diverged[n] = true;
+      steps_[n] = config_.episode_steps;
+    }
+    out.truncated[n] = over(n);
+    if (over(n) && config_.autoreset == Autoreset::kSameStep) {
+      std::copy_n(out.observation + n * size, size, out.final_observation + n * size);
+      reset_one(n, thread);
+      observe_one(n, thread, out.observation);
+    }
   };
   pool_.run(static_cast<int>(config_.data.size()), work);
-  return diverged;
 }
 
-void Stepper::set_steps(std::vector<int> steps) {
-  steps_ = std::move(steps);
-  for (std::size_t n = 0; n < steps_.size(); ++n) over_[n] = steps_[n] >= config_.episode_steps;
-}
-
-template void Stepper::reset<float>(float*);
-template void Stepper::reset<double>(double*);
-template int Stepper::step<float>(const float*, float*, double*, bool*);
-template int Stepper::step<double>(const double*, double*, double*, bool*);
+template void Stepper::reset<float>(const bool*, float*);
+template void Stepper::reset<double>(const bool*, double*);
+template void Stepper::observe<float>(float*);
+template void Stepper::observe<double>(double*);
+template void Stepper::step<float>(const float*, const float*, const Outputs<float>&);
+template void Stepper::step<double>(const double*, const double*, const Outputs<double>&);
 
 }  // namespace fastrssm

@@ -6,8 +6,60 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['Stepper', 'StepperConfig']
+__all__: list[str] = ['Autoreset', 'Stepper', 'StepperConfig', 'ThreadModels']
+class Autoreset:
+    """
+    Members:
+    
+      NEXT_STEP
+    
+      SAME_STEP
+    
+      DISABLED
+    """
+    DISABLED: typing.ClassVar[Autoreset]
+    NEXT_STEP: typing.ClassVar[Autoreset]
+    SAME_STEP: typing.ClassVar[Autoreset]
+    __members__: typing.ClassVar[dict[str, Autoreset]]
+    @typing.overload
+    def __eq__(self, other: Autoreset) -> bool:
+        ...
+    @typing.overload
+    def __eq__(self, other: typing.Any) -> bool:
+        ...
+    def __getstate__(self) -> int:
+        ...
+    def __hash__(self) -> int:
+        ...
+    def __index__(self) -> int:
+        ...
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def __int__(self) -> int:
+        ...
+    @typing.overload
+    def __ne__(self, other: Autoreset) -> bool:
+        ...
+    @typing.overload
+    def __ne__(self, other: typing.Any) -> bool:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def __str__(self) -> str:
+        ...
+    @property
+    def name(self) -> str:
+        ...
+    @property
+    def value(self) -> int:
+        ...
+class ThreadModels:
+    def __init__(self, model: typing.SupportsInt | typing.SupportsIndex, passive: typing.SupportsInt | typing.SupportsIndex, parameters: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+        ...
 class StepperConfig:
+    autoreset: Autoreset
     library: str
     runge_kutta: bool
     def __init__(self) -> None:
@@ -17,6 +69,12 @@ class StepperConfig:
         ...
     @action_repeat.setter
     def action_repeat(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def contacts(self) -> list[int]:
+        ...
+    @contacts.setter
+    def contacts(self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
         ...
     @property
     def ctrl_field(self) -> int:
@@ -31,6 +89,12 @@ class StepperConfig:
     def data(self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
         ...
     @property
+    def engine_field(self) -> int:
+        ...
+    @engine_field.setter
+    def engine_field(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    @property
     def episode_steps(self) -> int:
         ...
     @episode_steps.setter
@@ -43,10 +107,10 @@ class StepperConfig:
     def fields(self, arg0: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]]) -> None:
         ...
     @property
-    def model(self) -> int:
+    def models(self) -> list[ThreadModels]:
         ...
-    @model.setter
-    def model(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    @models.setter
+    def models(self, arg0: collections.abc.Sequence[ThreadModels]) -> None:
         ...
     @property
     def num_controls(self) -> int:
@@ -55,22 +119,16 @@ class StepperConfig:
     def num_controls(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
     @property
-    def num_threads(self) -> int:
-        ...
-    @num_threads.setter
-    def num_threads(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
-        ...
-    @property
     def observation_size(self) -> int:
         ...
     @observation_size.setter
     def observation_size(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
     @property
-    def passive_model(self) -> int:
+    def parameters_field(self) -> int:
         ...
-    @passive_model.setter
-    def passive_model(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    @parameters_field.setter
+    def parameters_field(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
     @property
     def rng(self) -> list[int]:
@@ -90,20 +148,40 @@ class StepperConfig:
     @substeps.setter
     def substeps(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
+    @property
+    def warnings(self) -> list[int]:
+        ...
+    @warnings.setter
+    def warnings(self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+        ...
 class Stepper:
     def __init__(self, config: StepperConfig, task: collections.abc.Mapping[str, typing.SupportsInt | typing.SupportsIndex]) -> None:
         ...
     @typing.overload
-    def reset(self, observation: numpy.typing.NDArray[numpy.float32]) -> None:
+    def observe(self, observation: numpy.typing.NDArray[numpy.float32]) -> None:
         ...
     @typing.overload
-    def reset(self, observation: numpy.typing.NDArray[numpy.float64]) -> None:
+    def observe(self, observation: numpy.typing.NDArray[numpy.float64]) -> None:
         ...
     @typing.overload
-    def step(self, action: numpy.typing.NDArray[numpy.float32], observation: numpy.typing.NDArray[numpy.float32], reward: numpy.typing.NDArray[numpy.float64], truncated: numpy.typing.NDArray[numpy.bool]) -> None:
+    def reset(self, mask: numpy.typing.NDArray[numpy.bool] | None, observation: numpy.typing.NDArray[numpy.float32]) -> None:
         ...
     @typing.overload
-    def step(self, action: numpy.typing.NDArray[numpy.float64], observation: numpy.typing.NDArray[numpy.float64], reward: numpy.typing.NDArray[numpy.float64], truncated: numpy.typing.NDArray[numpy.bool]) -> None:
+    def reset(self, mask: numpy.typing.NDArray[numpy.bool] | None, observation: numpy.typing.NDArray[numpy.float64]) -> None:
+        ...
+    @typing.overload
+    def start(self, action: numpy.typing.NDArray[numpy.float32], previous: numpy.typing.NDArray[numpy.float32], observation: numpy.typing.NDArray[numpy.float32], final_observation: numpy.typing.NDArray[numpy.float32], reward: numpy.typing.NDArray[numpy.float64], truncated: numpy.typing.NDArray[numpy.bool], diverged: numpy.typing.NDArray[numpy.bool]) -> None:
+        ...
+    @typing.overload
+    def start(self, action: numpy.typing.NDArray[numpy.float64], previous: numpy.typing.NDArray[numpy.float64], observation: numpy.typing.NDArray[numpy.float64], final_observation: numpy.typing.NDArray[numpy.float64], reward: numpy.typing.NDArray[numpy.float64], truncated: numpy.typing.NDArray[numpy.bool], diverged: numpy.typing.NDArray[numpy.bool]) -> None:
+        ...
+    @typing.overload
+    def step(self, action: numpy.typing.NDArray[numpy.float32], previous: numpy.typing.NDArray[numpy.float32], observation: numpy.typing.NDArray[numpy.float32], final_observation: numpy.typing.NDArray[numpy.float32], reward: numpy.typing.NDArray[numpy.float64], truncated: numpy.typing.NDArray[numpy.bool], diverged: numpy.typing.NDArray[numpy.bool]) -> None:
+        ...
+    @typing.overload
+    def step(self, action: numpy.typing.NDArray[numpy.float64], previous: numpy.typing.NDArray[numpy.float64], observation: numpy.typing.NDArray[numpy.float64], final_observation: numpy.typing.NDArray[numpy.float64], reward: numpy.typing.NDArray[numpy.float64], truncated: numpy.typing.NDArray[numpy.bool], diverged: numpy.typing.NDArray[numpy.bool]) -> None:
+        ...
+    def wait(self) -> None:
         ...
     @property
     def num_threads(self) -> int:

@@ -1,6 +1,8 @@
 import gymnasium
 import numpy as np
 import pytest
+import torch
+from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError
 from gymnasium.vector import AutoresetMode
 
 from fastrssm.envs import TASKS, make_vec
@@ -184,16 +186,157 @@ def test_bad_actions():
         env.step(np.zeros((2, 5)))
     action = np.zeros((2, 6))
     action[1, 3] = np.nan
-    with pytest.raises(ValueError, match=r"action\[1\] is NaN"):
+    with pytest.raises(ValueError, match=r"actions\[1\] is NaN"):
         env.step(action)
 
 
-def test_divergence_is_an_error():
-    env = make_vec("walker-walk", 2)
+def test_a_diverging_environment_is_reset_alone(capfd):
+    env = make_vec("walker-walk", 3, dtype=np.float64)
+    alone = make_vec("walker-walk", 3, dtype=np.float64)
     env.reset(seed=0)
+    before, *_ = alone.reset(seed=0)
     env.data[1].qvel[:] = np.inf
-    with pytest.raises(RuntimeError, match="environment 1 diverged"):
-        env.step(np.zeros((2, 6)))
+    action = np.full((3, 6), 0.3)
+    after, reward, _, truncated, infos = env.step(action)
+    expected, expected_reward, *_ = alone.step(action)
+    for name in after:
+        np.testing.assert_array_equal(after[name][[0, 2]], expected[name][[0, 2]])
+        np.testing.assert_array_equal(after[name][1], before[name][1])
+    np.testing.assert_array_equal(reward, [expected_reward[0], 0, expected_reward[2]])
+    np.testing.assert_array_equal(infos["diverged"], [False, True, False])
+    np.testing.assert_array_equal(truncated, [False, True, False])
+    after, reward, _, truncated, infos = env.step(action)  # a new episode, and all is well
+    expected, *_ = alone.step(action)
+    np.testing.assert_array_equal(after["velocity"][[0, 2]], expected["velocity"][[0, 2]])
+    assert (after["velocity"][1] == 0).all()
+    assert reward[1] == 0
+    assert not truncated.any()
+    assert infos == {}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_huge_velocity_diverges_while_every_number_is_finite():
+    env = make_vec("cheetah-run", 2)
+    env.reset(seed=0)
+    env.data[0].qvel[:] = 1e11  # beyond MuJoCo's mjMAXVAL
+    observation, *_, infos = env.step(np.zeros((2, 6)))
+    np.testing.assert_array_equal(infos["diverged"], [True, False])
+    assert all(np.isfinite(value).all() for value in observation.values())
+
+
+def test_infinite_actions_are_clipped():
+    env, same = make_vec("walker-walk", 1), make_vec("walker-walk", 1)
+    env.reset(seed=0)
+    same.reset(seed=0)
+    one = env.step(np.full((1, 6), np.inf))[0]["velocity"]
+    np.testing.assert_array_equal(one, same.step(np.ones((1, 6)))[0]["velocity"])
+
+
+def finished(mode, num_envs=3):
+    """Environments one step before the end of an episode, and one at its start."""
+    env = make_vec("cheetah-run", num_envs, episode_steps=4, autoreset_mode=mode)
+    env.reset(seed=1)
+    action = np.full((num_envs, 6), 0.5, np.float32)
+    for _ in range(3):
+        env.step(action)
+    return env, action
+
+
+def test_same_step_gives_the_last_observation_and_the_first():
+    env, action = finished(AutoresetMode.SAME_STEP)
+    plain, _ = finished(AutoresetMode.NEXT_STEP)
+    first, reward, _, truncated, infos = env.step(action)
+    last, last_reward, *_ = plain.step(action)
+    assert truncated.all()
+    np.testing.assert_array_equal(reward, last_reward)
+    assert infos["_final_obs"].all()
+    for n in range(3):
+        for name in last:
+            np.testing.assert_array_equal(infos["final_obs"][n][name], last[name][n])
+    reborn, reward, _, truncated, infos = plain.step(action)
+    for name in first:
+        np.testing.assert_array_equal(first[name], reborn[name])
+    assert not truncated.any()
+    assert not reward.any()
+
+
+def test_disabled_waits_for_a_masked_reset():
+    env, action = finished("Disabled")
+    *_, truncated, infos = env.step(action)
+    assert truncated.all()
+    assert infos == {}
+    with pytest.raises(RuntimeError, match="environment 0 has ended"):
+        env.step(action)
+    mask = np.array([True, False, True])
+    kept = env.data[1].qpos.copy()
+    env.reset(seed=[5, 6, 7], options={"reset_mask": mask})
+    np.testing.assert_array_equal(env.data[1].qpos, kept)
+    with pytest.raises(RuntimeError, match="environment 1 has ended"):
+        env.step(action)
+    env.reset(options={"reset_mask": ~mask})
+    env.step(action)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.ones(2, bool), r"reset_mask'\] has shape \(2,\)"),
+        (np.ones(3), "dtype float64"),
+        (np.array([True, False, True]), "never reset"),
+    ],
+)
+def test_bad_reset_masks(mask, message):
+    with pytest.raises(ValueError, match=message):
+        make_vec("cheetah-run", 3).reset(options={"reset_mask": mask})
+
+
+def test_a_step_under_way_equals_a_step():
+    env, other = make_vec("cheetah-run", 3), make_vec("cheetah-run", 3, num_threads=1)
+    env.reset(seed=2)
+    other.reset(seed=2)
+    action = np.full((3, 6), 0.25)
+    for _ in range(3):
+        env.step_async(action)
+        action[:] = 9.0  # the loop has its own copy
+        with pytest.raises(AlreadyPendingCallError):
+            env.step_async(action)
+        with pytest.raises(AlreadyPendingCallError):
+            env.reset()
+        with pytest.raises(AlreadyPendingCallError):
+            env.state()
+        action[:] = 0.25
+        one, two = env.step_wait(), other.step(action)
+        np.testing.assert_array_equal(one[0]["velocity"], two[0]["velocity"])
+        np.testing.assert_array_equal(one[1], two[1])
+    with pytest.raises(NoAsyncCallError):
+        env.step_wait()
+    env.step_async(action)
+    env.close()
+    with pytest.raises(ClosedEnvironmentError):
+        env.step(action)
+
+
+def test_results_that_are_views_hold_for_one_more_step():
+    env = make_vec("cheetah-run", 2, copy=False)
+    env.reset(seed=0)
+    action = np.full((2, 6), 0.5)
+    first = env.step(action)[0]["velocity"]
+    kept = first.copy()
+    second = env.step(action)[0]["velocity"]
+    np.testing.assert_array_equal(first, kept)
+    third = env.step(action)[0]["velocity"]
+    assert np.shares_memory(first, third)
+    assert not np.shares_memory(second, third)
+
+
+def test_results_become_tensors_without_a_copy():
+    env = make_vec("cheetah-run", 2, copy=False)
+    observation, _ = env.reset(seed=0)
+    tensor = torch.from_numpy(observation["velocity"])
+    assert tensor.dtype == torch.float32
+    assert tensor.data_ptr() == observation["velocity"].ctypes.data
+    reward = env.step(np.zeros((2, 6)))[1]
+    assert torch.from_numpy(reward).data_ptr() == reward.ctypes.data
 
 
 def test_loading_leaves_nothing_in_the_folder(tmp_path, monkeypatch):

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import mujoco
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 # 624 words of the Mersenne Twister, the place in them, whether a normal draw is kept, its 2 words
@@ -26,32 +28,38 @@ class Physics(NamedTuple):
 
     qpos: Any  # [nq] generalised positions
     qvel: Any  # [nv] generalised velocities
+    act: Any  # [na] actuator activations
     ctrl: Any  # [nu] controls
     xpos: Any  # [nbody, 3] body positions in the world
     xmat: Any  # [nbody, 3, 3] body orientations in the world
+    xipos: Any  # [nbody, 3] centres of mass of the bodies in the world
+    xanchor: Any  # [njnt, 3] joint anchors in the world
+    geom_xpos: Any  # [ngeom, 3] geom positions in the world
+    site_xpos: Any  # [nsite, 3] site positions in the world
     sensordata: Any  # [nsensordata] sensor readings
+    subtree_com: Any  # [nbody, 3] centre of mass of the subtree
     subtree_linvel: Any  # [nbody, 3] velocity of the centre of mass of the subtree
     subtree_angmom: Any  # [nbody, 3] angular momentum of the subtree
     jnt_type: Any  # [njnt] 0 free, 1 ball, 2 slide, 3 hinge
     jnt_limited: Any  # [njnt] 1 where the joint has a range
     jnt_range: Any  # [njnt, 2] lower and upper end, m or rad
+    jnt_qposadr: Any  # [njnt] where the joint begins in qpos
+    geom_size: Any  # [ngeom, 3] sizes by type of geom, m
+    site_size: Any  # [nsite, 3] the same of sites
+    parameters: Any  # [P] what the task's `parameters` name: entries of the model, drawn by resets
+    engine: Any  # [3] how `forward` and `reset_data` reach the stepping loop
 
 
-def arrays_of(model: mujoco.MjModel, data: mujoco.MjData) -> Physics:
+def arrays_of(model: mujoco.MjModel, data: mujoco.MjData, parameters: Any) -> Physics:
     """Give the arrays of `data` (views) and the constants of `model` (copies) a task reads."""
-    return Physics(
-        qpos=data.qpos,
-        qvel=data.qvel,
-        ctrl=data.ctrl,
-        xpos=data.xpos,
-        xmat=data.xmat.reshape(model.nbody, 3, 3),
-        sensordata=data.sensordata,
-        subtree_linvel=data.subtree_linvel,
-        subtree_angmom=data.subtree_angmom,
-        jnt_type=model.jnt_type.astype(np.float64),
-        jnt_limited=model.jnt_limited.astype(np.float64),
-        jnt_range=model.jnt_range.astype(np.float64),
-    )
+    views = {name: getattr(data, name) for name in Physics._fields if hasattr(data, name)}
+    constants = {
+        name: getattr(model, name).astype(np.float64)
+        for name in Physics._fields
+        if name.startswith(("jnt_", "geom_size", "site_size"))
+    }
+    views["xmat"] = data.xmat.reshape(model.nbody, 3, 3)
+    return Physics(**views, **constants, parameters=parameters, engine=np.zeros(3))
 
 
 _DOUBLES = types.CPointer(types.float64)
@@ -71,7 +79,8 @@ def compile_task(
     Args:
         shapes: the shape of each array of `Physics`.
         observation_size: width of the concatenated sensors.
-        reset: njit (physics, rng): writes the initial pose.
+        reset: njit (physics, rng): writes the initial pose; it alone may call `forward` and
+            `reset_data`.
         observe: njit (physics, out): writes the concatenated sensors, out [observation_size].
         reward: njit (physics) -> reward of one control step.
         finish: njit (physics, total) -> reward of the whole step, or None for the sum.
@@ -79,22 +88,32 @@ def compile_task(
     Returns:
         The compiled functions by name; `.address` is what C++ calls. Keep them while C++ does.
     """
-    s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10 = shapes
 
     @numba.njit
     def view(p: Any) -> Physics:
         return Physics(
-            carray(p[0], s0),
-            carray(p[1], s1),
-            carray(p[2], s2),
-            carray(p[3], s3),
-            carray(p[4], s4),
-            carray(p[5], s5),
-            carray(p[6], s6),
-            carray(p[7], s7),
-            carray(p[8], s8),
-            carray(p[9], s9),
-            carray(p[10], s10),
+            carray(p[0], shapes.qpos),
+            carray(p[1], shapes.qvel),
+            carray(p[2], shapes.act),
+            carray(p[3], shapes.ctrl),
+            carray(p[4], shapes.xpos),
+            carray(p[5], shapes.xmat),
+            carray(p[6], shapes.xipos),
+            carray(p[7], shapes.xanchor),
+            carray(p[8], shapes.geom_xpos),
+            carray(p[9], shapes.site_xpos),
+            carray(p[10], shapes.sensordata),
+            carray(p[11], shapes.subtree_com),
+            carray(p[12], shapes.subtree_linvel),
+            carray(p[13], shapes.subtree_angmom),
+            carray(p[14], shapes.jnt_type),
+            carray(p[15], shapes.jnt_limited),
+            carray(p[16], shapes.jnt_range),
+            carray(p[17], shapes.jnt_qposadr),
+            carray(p[18], shapes.geom_size),
+            carray(p[19], shapes.site_size),
+            carray(p[20], shapes.parameters),
+            carray(p[21], shapes.engine),
         )
 
     @numba.cfunc(types.void(_FIELDS, types.CPointer(types.uint32)))
@@ -118,6 +137,38 @@ def compile_task(
 
         compiled["finish"] = c_finish
     return compiled
+
+
+@intrinsic
+def _call(typing_context: Any, function: Any, engine: Any) -> Any:
+    """Call the C function at address `function` with the word `engine`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, word = arguments
+        kind = ir.FunctionType(ir.IntType(64), [ir.IntType(64)])
+        return builder.call(builder.inttoptr(address, kind.as_pointer()), [word])
+
+    return types.int64(types.uint64, types.uint64), generate
+
+
+@numba.njit
+def forward(physics: Physics) -> int:
+    """Work out everything that follows from the pose, actuators at rest; only inside a reset.
+
+    Returns:
+        How many contacts there are.
+
+    Source: dm_control/mujoco/engine.py, Physics.after_reset
+    """
+    words = physics.engine.view(np.uint64)
+    return _call(words[0], words[2])  # pyright: ignore[reportCallIssue] (numba gives the first)
+
+
+@numba.njit
+def reset_data(physics: Physics) -> int:
+    """Return to the model's own pose and velocity, then `forward`; only inside a reset."""
+    words = physics.engine.view(np.uint64)
+    return _call(words[1], words[2])  # pyright: ignore[reportCallIssue] (numba gives the first)
 
 
 def rng_words(random: np.random.RandomState) -> NDArray[np.uint32]:

@@ -3,61 +3,50 @@
 # mujoco ships no type information
 # pyright: reportAttributeAccessIssue=false
 
-import copy
-import glob
-import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from copy import deepcopy
 from importlib import import_module
-from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import mujoco
 import numpy as np
 from gymnasium import spaces
+from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from fastrssm import _stepper
-from fastrssm.envs.physics import Physics, arrays_of, compile_task, rng_words
+from fastrssm.envs.loop import make_loop
+from fastrssm.envs.model import load_model, parameter_views
+from fastrssm.envs.physics import rng_words
+from fastrssm.envs.state import VectorState
 from fastrssm.envs.tasks import TASKS, Task
 
-_LOG = logging.getLogger("fastrssm")
 # positions, velocities, controls and the solver's warm start: what the next step depends on
 _INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
-_PLACE = 624  # the word of a random stream that says which of the 624 before it is next
+
+Observation = dict[str, NDArray[Any]]
+StepResult = tuple[
+    Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
+]
 
 
-@dataclass(frozen=True)
-class VectorState:
-    """All environments at one moment; every field is an array, so that it fits an npz as it is.
+class _Buffers(NamedTuple):
+    """What one call writes; the loop alternates between two of them."""
 
-    `np.savez(path, **vars(state))` writes it, `VectorState(**np.load(path))` reads it.
-
-    Attributes:
-        env_id: [] str; this and the next two say which environments the state belongs to.
-        action_repeat: [] int64.
-        episode_control_steps: [] int64, control steps of a whole episode.
-        is_reset: [] bool, whether reset was ever called.
-        physics: [num_envs, P] float64, MuJoCo's integration state.
-        random: [num_envs, W] uint32, the random streams of the resets to come.
-        control_steps: [num_envs] int64, control steps of the episode so far.
-    """
-
-    env_id: NDArray[np.str_]
-    action_repeat: NDArray[np.int64]
-    episode_control_steps: NDArray[np.int64]
-    is_reset: NDArray[np.bool_]
-    physics: NDArray[np.float64]
-    random: NDArray[np.uint32]
-    control_steps: NDArray[np.int64]
+    observation: NDArray[Any]  # [num_envs, width]
+    final_observation: NDArray[Any]  # [num_envs, width]
+    reward: NDArray[np.float64]  # [num_envs]
+    truncated: NDArray[np.bool_]  # [num_envs]
+    diverged: NDArray[np.bool_]  # [num_envs]
 
 
-class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[Any]]):
+class MujocoVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     """`num_envs` copies of one task, stepped together; observations equal dm_control's bit for bit.
+
+    Use it from one thread and from the process that made it.
 
     Attributes:
         env_id: the name of the task.
@@ -66,42 +55,46 @@ class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[A
         episode_steps: steps of one episode.
         model: the shared `mujoco.MjModel`.
         data: one `mujoco.MjData` per environment, for rendering and inspection.
+        parameters: [num_envs, P] float64, the entries of the model that `task.parameters` names,
+            as the last reset of each environment has drawn them; `model` holds none of them.
     """
 
-    metadata: dict[str, Any] = {  # noqa: RUF012
-        "autoreset_mode": AutoresetMode.NEXT_STEP,
-        "render_modes": [],
-    }
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
 
     def __init__(
         self,
-        env_id: str,
+        env_id: str | Task,
         num_envs: int = 1,
         *,
         action_repeat: int | None = None,
         episode_steps: int | None = None,
         num_threads: int | None = None,
         dtype: type[np.floating[Any]] = np.float32,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        copy: bool = True,
     ):
         """Load the model, compile the task's functions and allocate the environments.
 
         Args:
-            env_id: a key of `TASKS`, for example "walker-walk".
+            env_id: a key of `TASKS`, for example "walker-walk"; "module:name" imports the module
+                first, which may add to `TASKS`; or a task itself.
             num_envs: how many environments.
             action_repeat: control steps of one step. None: the task's.
             episode_steps: steps of one episode. None: the task's.
             num_threads: threads of the stepping loop. None: one per core, if there are as many
                 environments.
             dtype: of observations and actions, np.float32 or np.float64.
+            autoreset_mode: NEXT_STEP: the step after an episode's last one resets it; SAME_STEP:
+                the last step does, and gives its observation as `infos["final_obs"]`; DISABLED:
+                call `reset(options={"reset_mask": mask})`.
+            copy: whether results are the caller's own. False: they are views of two buffers used
+                in turn, and hold until the next step but one.
 
         Raises:
-            ValueError: unknown env_id, or a number below 1.
+            ValueError: unknown env_id or autoreset_mode, or a number below 1.
             TypeError: dtype is neither float32 nor float64.
         """
-        if env_id not in TASKS:
-            known = ", ".join(TASKS)
-            raise ValueError(f"env_id is {env_id!r}, expected one of {known}")
-        task = TASKS[env_id]
+        task = env_id if isinstance(env_id, Task) else find_task(env_id)
         repeat = task.action_repeat if action_repeat is None else action_repeat
         steps = -(-task.episode_steps // max(repeat, 1)) if episode_steps is None else episode_steps
         cores = len(os.sched_getaffinity(0))
@@ -117,34 +110,43 @@ class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[A
         if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise TypeError(f"dtype is {np.dtype(dtype)}, expected float32 or float64")
 
-        self.env_id: str = env_id
+        self.env_id: str = env_id if isinstance(env_id, str) else task.domain
         self.task: Task = task
         self.num_envs: int = num_envs
         self.action_repeat: int = repeat
         self.episode_steps: int = steps
         self._control_steps = task.episode_steps if episode_steps is None else steps * repeat
-        self.model: mujoco.MjModel = _load_model(task.model)
+        self._mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**type(self).metadata, "autoreset_mode": self._mode}
+        self.model: mujoco.MjModel = load_model(task)
         # a diverged state must be seen, not silently replaced by the initial pose
         self.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
-        self._passive_model = copy.deepcopy(self.model)
-        self._passive_model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ACTUATION
         self.data: list[mujoco.MjData] = [mujoco.MjData(self.model) for _ in range(num_envs)]
+        self.parameters: NDArray[np.float64] = np.empty((num_envs, len(task.parameters)))
+        self.parameters[:] = [view[0] for view in parameter_views(self.model, task.parameters)]
 
+        self._copy = copy
         self._dtype = np.dtype(dtype)
         sizes = [size for _, size, _ in task.sensors]
         self._ends = np.cumsum(sizes)[:-1]
         self._width = sum(sizes)
-        self._is_reset = False
+        self._buffers = (self._allocate(), self._allocate())
+        self._action = np.zeros((num_envs, self.model.nu), self._dtype)
+        self._pending = self._is_reset = False
         self._rng = np.stack([rng_words(np.random.RandomState()) for _ in range(num_envs)])
-        self._arrays = [arrays_of(self.model, data) for data in self.data]
-        self._functions = _compile(task, self._arrays[0], self._width)
-        self._stepper = _stepper.Stepper(
-            self._config(threads),
-            {
-                name: self._functions[name].address if name in self._functions else 0
-                for name in ("reset", "observe", "reward", "finish")
-            },
+        self._loop = make_loop(
+            task,
+            self.model,
+            self.data,
+            self.parameters,
+            self._rng,
+            width=self._width,
+            action_repeat=repeat,
+            control_steps=self._control_steps,
+            num_threads=threads,
+            autoreset_mode=self._mode,
         )
+        self._stepper = self._loop.stepper
 
         self.single_observation_space = spaces.Dict(
             {name: spaces.Box(-np.inf, np.inf, (size,), dtype) for name, size, _ in task.sensors}
@@ -154,42 +156,46 @@ class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[A
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.spec = None
 
-    def _config(self, threads: int) -> Any:
-        config = _stepper.StepperConfig()
-        config.library = _library_path()
-        config.model = self.model._address  # noqa: SLF001
-        config.passive_model = self._passive_model._address  # noqa: SLF001
-        config.data = [data._address for data in self.data]  # noqa: SLF001
-        config.fields = [[array.ctypes.data for array in arrays] for arrays in self._arrays]
-        config.rng = [row.ctypes.data for row in self._rng]
-        config.ctrl_field = Physics._fields.index("ctrl")
-        config.num_controls = self.model.nu
-        config.observation_size = self._width
-        config.substeps = round(self.task.control_timestep / self.model.opt.timestep)
-        config.action_repeat = self.action_repeat
-        config.episode_steps = self._control_steps
-        config.settle_steps = self.task.settle_steps
-        config.runge_kutta = self.model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
-        config.num_threads = threads
-        return config
+    def _allocate(self) -> _Buffers:
+        shape = (self.num_envs, self._width)
+        return _Buffers(
+            np.zeros(shape, self._dtype),
+            np.zeros(shape, self._dtype),
+            np.zeros(self.num_envs),
+            np.zeros(self.num_envs, np.bool_),
+            np.zeros(self.num_envs, np.bool_),
+        )
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Start a new episode in every environment.
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start a new episode in every environment, or where a mask says so.
 
         Args:
             seed: environment i draws from `RandomState(MT19937(s))` with
                 `s = SeedSequence(seed).spawn(num_envs)[i]`, or `s = SeedSequence(seed[i])` if a
                 sequence is given. None: the streams go on.
-            options: not used.
+            options: {"reset_mask": [num_envs] bool}, for `AutoresetMode.DISABLED`: the others keep
+                their episode, their stream and their observation.
 
         Returns:
             Observations, one [num_envs, size] array per sensor, and an empty info.
 
         Raises:
-            ValueError: seed is a sequence whose length is not num_envs.
+            ValueError: seed is a sequence whose length is not num_envs, or reset_mask has another
+                shape or dtype, or leaves out an environment that was never reset.
         """
+        self._check_idle("reset")
+        mask = (options or {}).get("reset_mask")
+        if mask is not None:
+            mask = np.asarray(mask)
+            if mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
+                raise ValueError(
+                    f"options['reset_mask'] has shape {mask.shape} and dtype {mask.dtype}, "
+                    f"expected ({self.num_envs},) and bool"
+                )
+            if not (self._is_reset or mask.all()):
+                raise ValueError("options['reset_mask'] leaves out environments never reset before")
         if seed is not None:
             if isinstance(seed, int | np.integer):
                 sequences = np.random.SeedSequence(int(seed)).spawn(self.num_envs)
@@ -197,49 +203,113 @@ class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[A
                 sequences = [np.random.SeedSequence(s) for s in seed]
             else:
                 raise ValueError(f"seed has {len(seed)} entries, expected {self.num_envs}")
-            for row, sequence in zip(self._rng, sequences, strict=True):
-                row[:] = rng_words(np.random.RandomState(np.random.MT19937(sequence)))
-        observation = np.empty((self.num_envs, self._width), self._dtype)
-        self._stepper.reset(observation)
+            for n, sequence in enumerate(sequences):
+                if mask is None or mask[n]:
+                    self._rng[n] = rng_words(np.random.RandomState(np.random.MT19937(sequence)))
+        previous, observation, *_ = self._in_and_out()
+        observation[:] = previous
+        self._stepper.reset(mask, observation)
         self._is_reset = True
-        return self._by_sensor(observation), {}
+        return self._by_sensor(observation.copy() if self._copy else observation), {}
 
-    def step(
-        self, actions: NDArray[Any]
-    ) -> tuple[
-        dict[str, NDArray[Any]],
-        NDArray[np.float64],
-        NDArray[np.bool_],
-        NDArray[np.bool_],
-        dict[str, Any],
-    ]:
-        """Take one step everywhere; an episode that ended in the last call starts anew instead.
+    def step(self, actions: NDArray[Any]) -> StepResult:
+        """Take one step everywhere; what follows an episode's end is `autoreset_mode`'s choice.
+
+        An environment whose physics diverges (MuJoCo finds its state bad, or its observation is
+        not finite) ends its episode alone: it is truncated, repeats its last finite observation,
+        is rewarded for the control steps before, and is marked in `infos["diverged"]`.
 
         Args:
-            actions: [num_envs, A], clipped to [-1, 1].
+            actions: [num_envs, A], clipped to [-1, 1], infinite ones too.
 
         Returns:
             Observations, rewards [num_envs] float64 (0 for a reset), terminated (never), truncated,
-            an empty info.
+            infos.
 
         Raises:
             ValueError: actions has another shape or contains NaN.
-            RuntimeError: called before reset, or the physics of an environment diverged.
+            RuntimeError: called before reset, after a fork, or an environment has ended and
+                nothing resets it.
         """
+        self._take(actions)
+        self._stepper.step(self._action, *self._in_and_out())
+        return self._results()
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Begin a step and return at once; `step_wait` gives its result.
+
+        Args and Raises: as `step`, and AlreadyPendingCallError: a step is under way.
+        """
+        self._take(actions)
+        self._stepper.start(self._action, *self._in_and_out())
+        self._pending = True
+
+    def step_wait(self) -> StepResult:
+        """Wait for the step begun by `step_async` and return what `step` would have.
+
+        Raises:
+            NoAsyncCallError: no step is under way.
+        """
+        if not self._pending:
+            raise NoAsyncCallError("step_wait was called without step_async", "step")
+        self._stepper.wait()
+        self._pending = False
+        return self._results()
+
+    def _take(self, actions: NDArray[Any]) -> None:
+        self._check_idle("step")
         if not self._is_reset:
             raise RuntimeError("step was called before reset")
-        action = np.ascontiguousarray(actions, self._dtype)
-        expected = (self.num_envs, self.model.nu)
-        if action.shape != expected:
-            raise ValueError(f"actions has shape {action.shape}, expected {expected}")
-        observation = np.empty((self.num_envs, self._width), self._dtype)
-        reward = np.empty(self.num_envs)
-        truncated = np.empty(self.num_envs, np.bool_)
-        self._stepper.step(action, observation, reward, truncated)
-        return self._by_sensor(observation), reward, np.zeros_like(truncated), truncated, {}
+        actions = np.asarray(actions)
+        if actions.shape != self._action.shape:
+            raise ValueError(f"actions has shape {actions.shape}, expected {self._action.shape}")
+        if self._mode is AutoresetMode.DISABLED:
+            steps = np.array(self._stepper.steps)
+            if (steps >= self._control_steps).any():
+                raise RuntimeError(
+                    f"environment {int(steps.argmax())} has ended: call "
+                    "reset(options={'reset_mask': mask})"
+                )
+        self._action[:] = actions
+
+    def _in_and_out(self) -> tuple[NDArray[Any], ...]:
+        """Give the buffers of a step, last observation first, and swap them."""
+        self._buffers = self._buffers[::-1]
+        return (self._buffers[1].observation, *self._buffers[0])
+
+    def _results(self) -> StepResult:
+        out = self._buffers[0]
+        if self._copy:
+            out = deepcopy(out)
+        infos: dict[str, Any] = {}
+        if out.diverged.any():
+            infos["diverged"] = infos["_diverged"] = out.diverged
+        if self._mode is AutoresetMode.SAME_STEP and out.truncated.any():
+            final = self._by_sensor(out.final_observation)
+            infos["final_obs"] = np.full(self.num_envs, None)
+            for n in out.truncated.nonzero()[0]:
+                infos["final_obs"][n] = {name: value[n] for name, value in final.items()}
+            infos["final_info"] = {}
+            infos["_final_obs"] = infos["_final_info"] = out.truncated
+        terminated = np.zeros(self.num_envs, np.bool_)
+        return self._by_sensor(out.observation), out.reward, terminated, out.truncated, infos
+
+    def _check_idle(self, call: str) -> None:
+        if self.closed:
+            raise ClosedEnvironmentError(f"{call} was called after close")
+        if self._pending:
+            raise AlreadyPendingCallError(f"{call} was called before step_wait", "step")
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Wait for a step under way, end the threads and free the physics."""
+        if self._pending:
+            self._stepper.wait()
+        self._pending = False
+        del self._stepper, self._loop, self.data
 
     def state(self) -> VectorState:
         """Copy all that the future depends on, for `set_state` here or in a like environment."""
+        self._check_idle("state")
         size = mujoco.mj_stateSize(self.model, _INTEGRATION)
         physics = np.empty((self.num_envs, size))
         for data, row in zip(self.data, physics, strict=True):
@@ -250,6 +320,7 @@ class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[A
             episode_control_steps=np.array(self._control_steps, np.int64),
             is_reset=np.array(self._is_reset),
             physics=physics,
+            parameters=self.parameters.copy(),
             random=self._rng.copy(),
             control_steps=np.array(self._stepper.steps, np.int64),
         )
@@ -267,96 +338,41 @@ class MujocoVectorEnv(VectorEnv[dict[str, NDArray[Any]], NDArray[Any], NDArray[A
             ValueError: state belongs to another task, num_envs or lengths, or is damaged.
             TypeError: a field of state has another dtype.
         """
-        self._check(state)
-        for data, row in zip(self.data, state.physics, strict=True):
-            mujoco.mj_setState(self.model, data, row, _INTEGRATION)
+        state.check_like(self.state())
+        views = parameter_views(self.model, self.task.parameters)
+        for n, data in enumerate(self.data):
+            for view, value in zip(views, state.parameters[n], strict=True):
+                view[:] = value
+            mujoco.mj_setState(self.model, data, state.physics[n], _INTEGRATION)
             # the stepping loop leaves behind positions and velocities that are worked out
             mujoco.mj_step1(self.model, data)
+        self.parameters[:] = state.parameters
         self._rng[:] = state.random
         self._stepper.steps = state.control_steps.tolist()
+        self._stepper.observe(self._buffers[0].observation)
         self._is_reset = bool(state.is_reset)
 
-    def _check(self, state: VectorState) -> None:
-        ours = self.state()
-        for name in ("env_id", "action_repeat", "episode_control_steps"):
-            value, expected = getattr(state, name), getattr(ours, name)
-            if not np.array_equal(value, expected):
-                raise ValueError(f"state.{name} is {value}, expected {expected}")
-        for field in fields(VectorState):
-            value, expected = getattr(state, field.name), getattr(ours, field.name)
-            if value.shape != expected.shape:
-                raise ValueError(
-                    f"state.{field.name} has shape {value.shape}, expected {expected.shape}"
-                )
-            if value.dtype != expected.dtype:
-                raise TypeError(
-                    f"state.{field.name} has dtype {value.dtype}, expected {expected.dtype}"
-                )
-        # the place in a stream is used as an index without a check
-        if (state.random[:, _PLACE] > _PLACE).any():
-            raise ValueError(
-                f"state.random has {state.random[:, _PLACE].max()} in column {_PLACE}, "
-                f"expected at most {_PLACE}"
-            )
-        if ((state.control_steps < 0) | (state.control_steps > self._control_steps)).any():
-            raise ValueError(
-                f"state.control_steps is {state.control_steps}, "
-                f"expected numbers from 0 to {self._control_steps}"
-            )
-
-    def _by_sensor(self, observation: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def _by_sensor(self, observation: NDArray[Any]) -> Observation:
         names = (name for name, _, _ in self.task.sensors)
         return dict(zip(names, np.split(observation, self._ends, axis=1), strict=True))
 
 
-_COMPILED: dict[Task, dict[str, Any]] = {}
+def find_task(env_id: str) -> Task:
+    """Look up a task by name; "module:name" imports the module first, which may add to `TASKS`.
+
+    Raises:
+        ValueError: no such task.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        import_module(module)
+    if name not in TASKS:
+        known = ", ".join(TASKS)
+        raise ValueError(f"env_id is {env_id!r}, expected one of {known}")
+    return TASKS[name]
 
 
-def _compile(task: Task, arrays: Physics, width: int) -> dict[str, Any]:
-    """Compile the functions of `task` once per process."""
-    if task not in _COMPILED:
-        module = import_module(f"fastrssm.envs.tasks.{task.domain}")
-        _COMPILED[task] = compile_task(
-            Physics(*(array.shape for array in arrays)),
-            width,
-            getattr(module, task.reset),
-            module.observe,
-            getattr(module, task.reward),
-            getattr(module, task.finish) if task.finish else None,
-        )
-    return _COMPILED[task]
-
-
-def _load_model(file: str) -> mujoco.MjModel:
-    """Load a model of dm_control's suite without importing it, which would look for OpenGL."""
-    spec = find_spec("dm_control")
-    if spec is None or not spec.submodule_search_locations:
-        raise RuntimeError("dm_control is not installed: pip install 'fastrssm[sim]'")
-    path = os.path.join(spec.submodule_search_locations[0], "suite", file)
-    # MuJoCo would write its warnings to a file in the current folder
-    before = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(lambda message: _LOG.debug("%s: %s", file, message))
-    try:
-        return mujoco.MjModel.from_xml_path(path)
-    finally:
-        mujoco.set_mju_user_warning(before)
-
-
-def _library_path() -> str:
-    """Find the libmujoco that `import mujoco` has loaded."""
-    if not hasattr(mujoco.MjModel, "_address"):
-        raise RuntimeError(
-            f"mujoco {mujoco.__version__} does not give the address of a model; "
-            "fastrssm needs mujoco>=3.17,<4"
-        )
-    folder = os.path.dirname(mujoco.__file__)
-    libraries = glob.glob(os.path.join(folder, "libmujoco.*"))
-    if not libraries:
-        raise RuntimeError(f"no libmujoco in {folder}")
-    return libraries[0]
-
-
-def make_vec(env_id: str, num_envs: int = 1, **kwargs: Any) -> MujocoVectorEnv:
+def make_vec(env_id: str | Task, num_envs: int = 1, **kwargs: Any) -> MujocoVectorEnv:
     """Make `num_envs` environments of `env_id`; see `MujocoVectorEnv` for the keyword arguments."""
     return MujocoVectorEnv(env_id, num_envs, **kwargs)
 

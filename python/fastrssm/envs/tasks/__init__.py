@@ -8,19 +8,23 @@ class Task:
     """Constants of one task.
 
     Attributes:
-        domain: the module in this package with its functions.
+        domain: the module with its functions, as one imports it.
         reward: njit function of that module, called after each control step and summed.
         sensors: (name, size, order) in observation order; order is "first" for positions and
             "second" for velocities.
         action_size: number of controls, each in [-1, 1].
         finish: njit function that turns the sum into the reward of the step. None: the sum stays.
-        model: the model's file in dm_control's suite.
+        model: the model's file: of dm_control's suite, or an absolute path.
         control_timestep: seconds between two controls.
         episode_steps: control steps of an episode.
         settle_steps: physics steps between the initial pose and the first observation.
         action_repeat: AIME's control steps per action.
         expert_return: the return that scores 100 (AIME's constant).
         reset: njit function of that module that draws the initial pose.
+        edit: function of that module that changes the `mujoco.MjSpec` before it is compiled.
+        parameters: entries of the model that `reset` draws anew, for example
+            "geom_pos[target,0]": array, element, column. It writes them to `physics.parameters`.
+            What MuJoCo derives from an entry when it compiles a model is not derived again.
     """
 
     domain: str
@@ -35,11 +39,13 @@ class Task:
     action_repeat: int = 2
     expert_return: float | None = None
     reset: str = "reset"
+    edit: str | None = None
+    parameters: tuple[str, ...] = ()
 
 
 def _walker(reward: str, finish: str | None = None, expert_return: float | None = None) -> Task:
     return Task(
-        domain="walker",
+        domain="fastrssm.envs.tasks.walker",
         reward=reward,
         sensors=(("orientations", 14, "first"), ("height", 1, "first"), ("velocity", 9, "second")),
         action_size=6,
@@ -52,7 +58,7 @@ def _walker(reward: str, finish: str | None = None, expert_return: float | None 
 
 def _cheetah(reward: str, finish: str | None = None, expert_return: float | None = None) -> Task:
     return Task(
-        domain="cheetah",
+        domain="fastrssm.envs.tasks.cheetah",
         reward=reward,
         sensors=(("position", 8, "first"), ("velocity", 9, "second")),
         action_size=6,
@@ -66,7 +72,7 @@ def _cheetah(reward: str, finish: str | None = None, expert_return: float | None
 
 def _cartpole(reset: str, reward: str) -> Task:
     return Task(
-        domain="cartpole",
+        domain="fastrssm.envs.tasks.cartpole",
         reset=reset,
         reward=reward,
         sensors=(("position", 3, "first"), ("velocity", 2, "second")),
@@ -88,7 +94,7 @@ TASKS: dict[str, Task] = {
     "cartpole-balance": _cartpole("reset_near_top", "smooth"),
     "cartpole-balance_sparse": _cartpole("reset_near_top", "sparse"),
     "pendulum-swingup": Task(
-        domain="pendulum",
+        domain="fastrssm.envs.tasks.pendulum",
         reward="swingup",
         sensors=(("orientation", 2, "first"), ("velocity", 1, "second")),
         action_size=1,

@@ -1,0 +1,130 @@
+"""The C++ stepping loop of a task, put together from compiled functions and addresses."""
+
+# mujoco ships no type information
+# pyright: reportAttributeAccessIssue=false
+
+import copy
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import mujoco
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from fastrssm import _stepper
+from fastrssm.envs.model import contact_count_address, library_path, parameter_views
+from fastrssm.envs.physics import Physics, arrays_of, compile_task
+from fastrssm.envs.tasks import Task
+
+_AUTORESET = {
+    AutoresetMode.NEXT_STEP: _stepper.Autoreset.NEXT_STEP,
+    AutoresetMode.SAME_STEP: _stepper.Autoreset.SAME_STEP,
+    AutoresetMode.DISABLED: _stepper.Autoreset.DISABLED,
+}
+
+
+class Loop(NamedTuple):
+    """A stepping loop, and what its addresses point into: it must live as long."""
+
+    stepper: _stepper.Stepper
+    arrays: list[Physics]
+    models: list[tuple[mujoco.MjModel, mujoco.MjModel]]
+    functions: dict[str, Any]
+
+
+def make_loop(
+    task: Task,
+    model: mujoco.MjModel,
+    data: list[mujoco.MjData],
+    parameters: NDArray[np.float64],
+    rng: NDArray[np.uint32],
+    *,
+    width: int,
+    action_repeat: int,
+    control_steps: int,
+    num_threads: int,
+    autoreset_mode: AutoresetMode,
+) -> Loop:
+    """Compile the functions of `task` and start the threads.
+
+    Args:
+        task: what to step.
+        model: its model; only read.
+        data: one for each environment, of that model; also kept by the caller.
+        parameters: [num_envs, P] entries of the model, drawn by resets.
+        rng: [num_envs, RNG_WORDS] random streams of the resets.
+        width: of an observation.
+        action_repeat: control steps of a step.
+        control_steps: control steps of an episode.
+        num_threads: threads that step, the caller's among them.
+        autoreset_mode: what happens when an episode ends.
+    """
+    arrays = [arrays_of(model, one, row) for one, row in zip(data, parameters, strict=True)]
+    functions = _compile(task, arrays[0], width)
+    models = _models_of_threads(model, num_threads, shared=not task.parameters)
+    config = _stepper.StepperConfig()
+    config.library = library_path()
+    config.models = [
+        _stepper.ThreadModels(
+            one._address,  # noqa: SLF001
+            passive._address,  # noqa: SLF001
+            [
+                view.ctypes.data
+                for both in (one, passive)
+                for view in parameter_views(both, task.parameters)
+            ],
+        )
+        for one, passive in models
+    ]
+    config.data = [one._address for one in data]  # noqa: SLF001
+    config.contacts = [contact_count_address(one) for one in data]
+    config.warnings = [one.warning.lastinfo.ctypes.data for one in data]
+    config.fields = [[array.ctypes.data for array in one] for one in arrays]
+    config.rng = [row.ctypes.data for row in rng]
+    config.ctrl_field = Physics._fields.index("ctrl")
+    config.parameters_field = Physics._fields.index("parameters")
+    config.engine_field = Physics._fields.index("engine")
+    config.num_controls = model.nu
+    config.observation_size = width
+    config.substeps = round(task.control_timestep / model.opt.timestep)
+    config.action_repeat = action_repeat
+    config.episode_steps = control_steps
+    config.settle_steps = task.settle_steps
+    config.runge_kutta = model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
+    config.autoreset = _AUTORESET[autoreset_mode]
+    addresses = {
+        name: functions[name].address if name in functions else 0
+        for name in ("reset", "observe", "reward", "finish")
+    }
+    return Loop(_stepper.Stepper(config, addresses), arrays, models, functions)
+
+
+def _models_of_threads(
+    model: mujoco.MjModel, num_threads: int, *, shared: bool
+) -> list[tuple[mujoco.MjModel, mujoco.MjModel]]:
+    """Give each thread its model and the one without actuation; shared if never written."""
+    pairs: list[tuple[mujoco.MjModel, mujoco.MjModel]] = []
+    for _ in range(1 if shared else num_threads):
+        passive = copy.deepcopy(model)
+        passive.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ACTUATION
+        pairs.append((model if shared else copy.deepcopy(model), passive))
+    return pairs * num_threads if shared else pairs
+
+
+_COMPILED: dict[Task, dict[str, Any]] = {}
+
+
+def _compile(task: Task, arrays: Physics, width: int) -> dict[str, Any]:
+    """Compile the functions of `task` once per process."""
+    if task not in _COMPILED:
+        module = import_module(task.domain)
+        _COMPILED[task] = compile_task(
+            Physics(*(array.shape for array in arrays)),
+            width,
+            getattr(module, task.reset),
+            module.observe,
+            getattr(module, task.reward),
+            getattr(module, task.finish) if task.finish else None,
+        )
+    return _COMPILED[task]
