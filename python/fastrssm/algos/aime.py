@@ -27,7 +27,7 @@ from torch import Tensor
 from fastrssm.data import Dataset, WindowSampler
 from fastrssm.data.dataset import episode_files
 from fastrssm.data.episode import read_arrays
-from fastrssm.envs import TASKS
+from fastrssm.envs import find_task
 from fastrssm.models.config import TERMINAL, WorldModelConfig
 from fastrssm.models.policy import TanhGaussianPolicy
 from fastrssm.models.world_model import WorldModel
@@ -280,9 +280,7 @@ def load_agent(checkpoint: Checkpoint, seed: int, device: torch.device) -> World
 
 def _check_fit(args: Args, config: WorldModelConfig) -> None:
     """Refuse a task whose sensors or actions are not the model's, and an absent inverse model."""
-    if args.env not in TASKS:
-        raise ValueError(f"--env is {args.env!r}, expected one of {', '.join(TASKS)}")
-    task, sizes = TASKS[args.env], dict(config.sensors)
+    task, sizes = find_task(args.env, "--env"), dict(config.sensors)
     given = {name: size for name, size, _ in task.sensors}
     wanted = {name: sizes[name] for name in config.inputs}
     if any(given.get(name) != size for name, size in wanted.items()):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from fastrssm.data import Dataset
 from fastrssm.data.sampler import FrameStacks
-from fastrssm.envs import TASKS
+from fastrssm.envs import find_task
 from fastrssm.models.nets import MLP
 from fastrssm.run.checkpoint import Checkpoint, restore, resume, save_checkpoint, write_atomic
 from fastrssm.run.evaluate import EVAL_SEED_OFFSET, evaluate
@@ -237,9 +237,10 @@ def validation_loss(policy: Policy, windows: FrameStacks, sensors: tuple[str, ..
 
 def build_policy(env: str, setup: str) -> Policy:
     """Build a fresh policy for a task and a setup."""
-    sizes = {name: size for name, size, _ in TASKS[env].sensors}
+    task = find_task(env)
+    sizes = {name: size for name, size, _ in task.sensors}
     width = sum(sizes[name] for name in inputs(env, setup))
-    return Policy(_STACK[setup] * width, TASKS[env].action_size)
+    return Policy(_STACK[setup] * width, task.action_size)
 
 
 def inputs(env: str, setup: str) -> tuple[str, ...]:
@@ -248,11 +249,9 @@ def inputs(env: str, setup: str) -> tuple[str, ...]:
     Raises:
         ValueError: unknown task or setup.
     """
-    if env not in TASKS:
-        raise ValueError(f"--env is {env!r}, expected one of {', '.join(TASKS)}")
     if setup not in _STACK:
         raise ValueError(f"--setup is {setup!r}, expected one of {', '.join(_STACK)}")
-    sensors = TASKS[env].sensors
+    sensors = find_task(env, "--env").sensors
     return tuple(name for name, _, order in sensors if setup == "mdp" or order == "first")
 
 

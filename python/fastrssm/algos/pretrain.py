@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastrssm.data import Dataset, WindowSampler
-from fastrssm.envs import TASKS
+from fastrssm.envs import find_task
 from fastrssm.models.config import TERMINAL, Preset, WorldModelConfig, world_model_config
 from fastrssm.models.rssm import State
 from fastrssm.models.world_model import WorldModel
@@ -203,9 +203,7 @@ def build_config(args: Args) -> WorldModelConfig:
     Raises:
         ValueError: unknown task, preset or setup, or a size that does not fit.
     """
-    if args.env not in TASKS:
-        raise ValueError(f"--env is {args.env!r}, expected one of {', '.join(TASKS)}")
-    task = TASKS[args.env]
+    task = find_task(args.env, "--env")
     config = world_model_config(args.preset, task.sensors, args.setup, task.action_size)
     sizes = {name: size for name, size in asdict(args.rssm).items() if size is not None}
     width = sizes.get("hidden", config.hidden)

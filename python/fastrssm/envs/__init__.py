@@ -5,18 +5,24 @@ from fastrssm.envs.render import Renderer, write_video
 
 # isort: split
 from fastrssm.envs.dm_env_view import DmEnvView
-from fastrssm.envs.tasks import TASKS, Task
-from fastrssm.envs.vector_env import MujocoVectorEnv, VectorState, make_vec, register
+from fastrssm.envs.physics import Physics
+from fastrssm.envs.state import VectorState
+from fastrssm.envs.tasks import TASKS, Task, find_task
+from fastrssm.envs.vector_env import MujocoVectorEnv, make_vec, register_task
 
 __all__ = [
     "TASKS",
     "DmEnvView",
     "MujocoVectorEnv",
+    "Physics",
     "Renderer",
     "Task",
     "VectorState",
+    "find_task",
     "make_vec",
+    "register_task",
     "write_video",
 ]
 
-register()
+for _env_id, _task in TASKS.items():
+    register_task(_env_id, _task)

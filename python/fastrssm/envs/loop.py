@@ -4,12 +4,15 @@
 # pyright: reportAttributeAccessIssue=false
 
 import copy
+import ctypes
+import math
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import mujoco
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from numba.core.dispatcher import Dispatcher
 from numpy.typing import NDArray
 
 from fastrssm import _stepper
@@ -22,6 +25,9 @@ _AUTORESET = {
     AutoresetMode.SAME_STEP: _stepper.Autoreset.SAME_STEP,
     AutoresetMode.DISABLED: _stepper.Autoreset.DISABLED,
 }
+
+# bits of a number that no task computes
+_UNTOUCHED = np.uint64(0x7FF4_DEAD_BEEF_0001)
 
 
 class Loop(NamedTuple):
@@ -59,7 +65,20 @@ def make_loop(
         control_steps: control steps of an episode.
         num_threads: threads that step, the caller's among them.
         autoreset_mode: what happens when an episode ends.
+
+    Raises:
+        ValueError: the task does not fit its model or its functions.
     """
+    substeps = round(task.control_timestep / model.opt.timestep)
+    if not math.isclose(task.control_timestep, max(substeps, 1) * model.opt.timestep):
+        raise ValueError(
+            f"Task.control_timestep is {task.control_timestep} s, expected a multiple of the "
+            f"model's timestep, {model.opt.timestep} s"
+        )
+    if task.action_size != model.nu:
+        raise ValueError(
+            f"Task.action_size is {task.action_size}, but the model has {model.nu} actuators"
+        )
     arrays = [arrays_of(model, one, row) for one, row in zip(data, parameters, strict=True)]
     functions = _compile(task, arrays[0], width)
     models = _models_of_threads(model, num_threads, shared=not task.parameters)
@@ -87,7 +106,7 @@ def make_loop(
     config.engine_field = Physics._fields.index("engine")
     config.num_controls = model.nu
     config.observation_size = width
-    config.substeps = round(task.control_timestep / model.opt.timestep)
+    config.substeps = substeps
     config.action_repeat = action_repeat
     config.episode_steps = control_steps
     config.settle_steps = task.settle_steps
@@ -118,13 +137,38 @@ _COMPILED: dict[Task, dict[str, Any]] = {}
 def _compile(task: Task, arrays: Physics, width: int) -> dict[str, Any]:
     """Compile the functions of `task` once per process."""
     if task not in _COMPILED:
-        module = import_module(task.domain)
         _COMPILED[task] = compile_task(
             Physics(*(array.shape for array in arrays)),
             width,
-            getattr(module, task.reset),
-            module.observe,
-            getattr(module, task.reward),
-            getattr(module, task.finish) if task.finish else None,
+            _function(task, "reset"),
+            _function(task, "observe"),
+            _function(task, "reward"),
+            _function(task, "finish") if task.finish else None,
         )
+        _check_observe(_COMPILED[task]["observe"], arrays, width)
     return _COMPILED[task]
+
+
+def _function(task: Task, role: str) -> Any:
+    name = getattr(task, role, role)
+    function = getattr(import_module(task.domain), name, None)
+    if not isinstance(function, Dispatcher):
+        raise ValueError(
+            f"Task.{role} is {name!r}, but {task.domain} has no function of that name "
+            "with numba.njit"
+        )
+    return function
+
+
+def _check_observe(observe: Any, arrays: Physics, width: int) -> None:
+    """Call `observe` once: it must write `width` numbers and none beyond, which C would not see."""
+    out = np.full(width + 64, _UNTOUCHED).view(np.float64)
+    fields = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
+    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(observe.address)
+    call(ctypes.addressof(fields), out.ctypes.data)
+    written = np.flatnonzero(out.view(np.uint64) != _UNTOUCHED)
+    if not np.array_equal(written, np.arange(width)):
+        raise ValueError(
+            f"Task.sensors has {width} numbers in all, but observe wrote {len(written)}, the last "
+            f"to out[{written.max(initial=-1)}]"
+        )

@@ -6,7 +6,6 @@
 import os
 from collections.abc import Sequence
 from copy import deepcopy
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -22,7 +21,7 @@ from fastrssm.envs.loop import make_loop
 from fastrssm.envs.model import load_model, parameter_views
 from fastrssm.envs.physics import rng_words
 from fastrssm.envs.state import VectorState
-from fastrssm.envs.tasks import TASKS, Task
+from fastrssm.envs.tasks import TASKS, Task, find_task
 
 # positions, velocities, controls and the solver's warm start: what the next step depends on
 _INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -76,8 +75,7 @@ class MujocoVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         """Load the model, compile the task's functions and allocate the environments.
 
         Args:
-            env_id: a key of `TASKS`, for example "walker-walk"; "module:name" imports the module
-                first, which may add to `TASKS`; or a task itself.
+            env_id: the name of a task, for example "walker-walk", see `find_task`; or a task.
             num_envs: how many environments.
             action_repeat: control steps of one step. None: the task's.
             episode_steps: steps of one episode. None: the task's.
@@ -91,7 +89,8 @@ class MujocoVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
                 in turn, and hold until the next step but one.
 
         Raises:
-            ValueError: unknown env_id or autoreset_mode, or a number below 1.
+            ValueError: unknown env_id or autoreset_mode, a number below 1, or a task that does not
+                fit its model or its functions.
             TypeError: dtype is neither float32 nor float64.
         """
         task = env_id if isinstance(env_id, Task) else find_task(env_id)
@@ -357,31 +356,25 @@ class MujocoVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         return dict(zip(names, np.split(observation, self._ends, axis=1), strict=True))
 
 
-def find_task(env_id: str) -> Task:
-    """Look up a task by name; "module:name" imports the module first, which may add to `TASKS`.
-
-    Raises:
-        ValueError: no such task.
-    """
-    module, _, name = env_id.rpartition(":")
-    if module:
-        import_module(module)
-    if name not in TASKS:
-        known = ", ".join(TASKS)
-        raise ValueError(f"env_id is {env_id!r}, expected one of {known}")
-    return TASKS[name]
-
-
 def make_vec(env_id: str | Task, num_envs: int = 1, **kwargs: Any) -> MujocoVectorEnv:
     """Make `num_envs` environments of `env_id`; see `MujocoVectorEnv` for the keyword arguments."""
     return MujocoVectorEnv(env_id, num_envs, **kwargs)
 
 
-def register() -> None:
-    """Register every task: `gymnasium.make_vec("fastrssm/walker-walk-v0", num_envs=64)`."""
-    for env_id in TASKS:
-        gymnasium.register(
-            f"fastrssm/{env_id}-v0",
-            vector_entry_point="fastrssm.envs.vector_env:make_vec",
-            kwargs={"env_id": env_id},
-        )
+def register_task(env_id: str, task: Task) -> None:
+    """Make `task` known by name to `make_vec`, the command line and gymnasium.
+
+    After `register_task("slider-centre", task)` in a module `my_tasks`, others find it as
+    `make_vec("my_tasks:slider-centre")`, `--env my_tasks:slider-centre` and
+    `gymnasium.make_vec("my_tasks:fastrssm/slider-centre-v0")`.
+
+    Raises:
+        ValueError: the name belongs to another task.
+    """
+    if TASKS.setdefault(env_id, task) != task:
+        raise ValueError(f"env_id is {env_id!r}, which is the name of another task")
+    gymnasium.register(
+        f"fastrssm/{env_id}-v0",
+        vector_entry_point="fastrssm.envs.vector_env:make_vec",
+        kwargs={"env_id": env_id},
+    )

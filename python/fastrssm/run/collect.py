@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from fastrssm.data.episode import Array, Episode, write_episode
 from fastrssm.data.recipes import parse
-from fastrssm.envs import TASKS, make_vec
+from fastrssm.envs import find_task, make_vec
 from fastrssm.run.agents import RandomAgent, SnapshotAgent, Snapshots
 
 Bools = npt.NDArray[np.bool_]
@@ -236,7 +236,7 @@ def make_dataset(
     agent: Agent
     match recipe.kind:
         case "random":
-            agent = RandomAgent(TASKS[recipe.env_id].action_size, seed)
+            agent = RandomAgent(find_task(recipe.env_id).action_size, seed)
         case "buffer":
             agent = SnapshotAgent(Snapshots.open(recipe.env_id), total, seed)
         case "expert":

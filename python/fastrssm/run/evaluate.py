@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrssm.envs import TASKS, make_vec
+from fastrssm.envs import find_task, make_vec
 from fastrssm.run.collect import Agent, rollout
 
 # the seed of a run's evaluation is the run's plus this, as in the original AIME
@@ -81,7 +81,7 @@ def evaluate(
     finally:
         env.close()
     returns = [float(episode["reward"].sum()) for episode in played]
-    expert = TASKS[env_id].expert_return if expert_return is None else expert_return
+    expert = find_task(env_id).expert_return if expert_return is None else expert_return
     return summarise(returns, env_id=env_id, seed=seed, expert_return=expert)
 
 

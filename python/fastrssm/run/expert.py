@@ -21,7 +21,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from fastrssm.envs import TASKS, MujocoVectorEnv, make_vec
+from fastrssm.envs import MujocoVectorEnv, find_task, make_vec
 from fastrssm.run.agents import SnapshotAgent, Snapshots
 from fastrssm.run.checkpoint import write_atomic
 from fastrssm.run.evaluate import evaluate
@@ -68,8 +68,7 @@ def train(args: Args) -> None:
         ValueError: an unknown task.
         RuntimeError: the learner is not installed.
     """
-    if args.env not in TASKS:
-        raise ValueError(f"--env is {args.env!r}, expected one of {', '.join(TASKS)}")
+    find_task(args.env, "--env")
     try:
         from sbx import SAC
         from stable_baselines3.common.callbacks import BaseCallback
@@ -185,7 +184,7 @@ def _snapshot(model: Any, normalised: Any) -> dict[str, NDArray[np.float16]]:
 
 
 def _write(args: Args, tensors: dict[str, NDArray[np.float16]], steps: list[float]) -> None:
-    inputs = [name for name, _, _ in TASKS[args.env].sensors]
+    inputs = [name for name, _, _ in find_task(args.env).sensors]
     path = args.out / f"{args.env}.safetensors"
     unfinished = path.with_name(f".{path.name}.part")
     save_file(tensors, unfinished, {"steps": json.dumps(steps), "inputs": json.dumps(inputs)})
