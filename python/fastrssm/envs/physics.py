@@ -227,15 +227,23 @@ def normal(rng: Any) -> float:
 
 @numba.njit
 def randomize_joints(physics: Physics, rng: Any) -> None:
-    """Draw limited joints from their range and unlimited hinges from the circle.
+    """Draw limited joints from their range, unlimited hinges and orientations from all there are.
 
     Source: dm_control/suite/utils/randomizers.py, randomize_limited_and_rotational_joints
     """
-    for j in range(physics.qpos.shape[0]):
+    for j in range(physics.jnt_type.shape[0]):
+        q = int(physics.jnt_qposadr[j])
         if physics.jnt_limited[j]:
-            physics.qpos[j] = uniform(rng, physics.jnt_range[j, 0], physics.jnt_range[j, 1])
+            physics.qpos[q] = uniform(rng, physics.jnt_range[j, 0], physics.jnt_range[j, 1])
         elif physics.jnt_type[j] == 3:
-            physics.qpos[j] = uniform(rng, -np.pi, np.pi)
+            physics.qpos[q] = uniform(rng, -np.pi, np.pi)
+        elif physics.jnt_type[j] == 0:
+            # a quaternion of uniform draws: not quite uniform over orientations, as in dm_control
+            square = 0.0
+            for k in range(q + 3, q + 7):
+                physics.qpos[k] = uniform(rng, 0.0, 1.0)
+                square += physics.qpos[k] * physics.qpos[k]
+            physics.qpos[q + 3 : q + 7] /= math.sqrt(square)
 
 
 @numba.njit

@@ -4,8 +4,10 @@ Source: dm_control/utils/rewards.py, tolerance; the same order of operations, so
 """
 
 import math
+from typing import Any
 
 import numba
+import numpy as np
 
 _GAUSSIAN = math.sqrt(-2 * math.log(0.1))
 
@@ -39,3 +41,26 @@ def quadratic(x: float) -> float:
     Source: tolerance(x, margin=1, value_at_margin=0, sigmoid='quadratic')
     """
     return max(1 - x * x, 0.0)
+
+
+@numba.njit
+def mean_quadratic(x: Any) -> float:
+    """Average `quadratic` over x [K], K < 128, adding in numpy's order.
+
+    Source: tolerance(x, margin=1, value_at_margin=0, sigmoid='quadratic').mean()
+    """
+    size = x.shape[0]
+    if size < 8:
+        total = 0.0
+        for k in range(size):
+            total += quadratic(x[k])
+        return total / size
+    # numpy adds eight interleaved sums, pair by pair, then what is left over
+    s = np.zeros(8)
+    whole = size - size % 8
+    for k in range(whole):
+        s[k % 8] += quadratic(x[k])
+    total = ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]))
+    for k in range(whole, size):
+        total += quadratic(x[k])
+    return total / size
