@@ -1,5 +1,6 @@
 """Every official task against dm_control: whole episodes, resets included, bit for bit."""
 
+import contextlib
 import logging
 import math
 from unittest import mock
@@ -29,7 +30,22 @@ OFFICIAL = [
     "cartpole-swingup_sparse",
     "cartpole-balance",
     "cartpole-balance_sparse",
+    "hopper-stand",
+    "hopper-hop",
+    "reacher-easy",
+    "reacher-hard",
+    "finger-spin",
+    "finger-turn_easy",
+    "finger-turn_hard",
     "pendulum-swingup",
+    "ball_in_cup-catch",
+    "humanoid-stand",
+    "humanoid-walk",
+    "humanoid-run",
+    "humanoid-run_pure_state",
+    "quadruped-walk",
+    "quadruped-run",
+    "quadruped-fetch",
 ]
 NUM_ENVS = 2
 
@@ -47,48 +63,100 @@ def flat(observation):
     return np.concatenate([np.ravel(value) for value in observation.values()])
 
 
-# numpy's exp is not the C library's where it has AVX-512: they may differ in the last place
-c_library_exp = mock.patch.object(np, "exp", np.vectorize(math.exp, otypes=[np.float64]))
+def _norm(vector):
+    square = 0.0
+    for x in vector:
+        square += x * x
+    return math.sqrt(square)
+
+
+_C_FUNCTIONS = {
+    name: np.vectorize(getattr(math, name), otypes=[np.float64]) for name in ("exp", "cos", "sin")
+}
+
+
+@contextlib.contextmanager
+def c_library():
+    """Compute as C does: what numpy gives its vector units and BLAS depends on the processor."""
+    with mock.patch.multiple(np, **_C_FUNCTIONS), mock.patch.object(np.linalg, "norm", _norm):
+        yield
+
+
+# sensors that dm_control turns into the axes of the torso with numpy's dot
+ROTATED = {
+    "humanoid": ("extremities",),
+    "quadruped": ("ball_state", "target_position"),
+}
+# arcsinh and log1p: numpy's and the C library's are each within a unit in the last place
+COMPRESSED = ("force_torque", "touch")
+
+
+def assert_same_observation(env_id, ours, theirs):
+    """Compare bit for bit what is read from MuJoCo, and to the rounding what numpy computes."""
+    for name, value in theirs.items():
+        expected = np.ravel(value)
+        allowed = np.zeros_like(expected)
+        if name in ROTATED.get(env_id.split("-")[0], ()):
+            # sums of three products, fused or not: 3 roundings each of at most the length
+            lengths = np.linalg.norm(expected.reshape(-1, 3), axis=1)
+            allowed = 3 * np.finfo(np.float64).eps * np.repeat(lengths, 3)
+        elif name in COMPRESSED:
+            allowed = 2 * np.spacing(np.abs(expected))
+        difference = np.abs(ours[name] - expected)
+        assert (difference <= allowed).all(), f"{name} differs by {difference.max()}"
+
+
+def allowed_difference(reward):
+    """How far numpy's exp and the arguments it gets may move `reward`.
+
+    numpy squares a scalar d by pow, which may differ by a unit in the last place from d * d. That
+    moves exp(-d * d / 2) by d * d / 2 = -log(exp(-d * d / 2)) times eps, relative to itself.
+    """
+    if reward == 0:
+        return 0
+    return 2 * np.spacing(reward) - np.finfo(np.float64).eps * min(math.log(reward), 0) * reward
 
 
 def test_every_official_task_is_covered():
     assert [name for name in TASKS if "aime" not in name] == OFFICIAL
 
 
-@pytest.mark.parametrize("action_repeat", [1, 2])
-@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize(("seed", "action_repeat"), [(0, 1), (7, 2)])
 @pytest.mark.parametrize("env_id", OFFICIAL)
 def test_whole_episodes_equal_dm_control(env_id, seed, action_repeat):
     env = make_vec(env_id, NUM_ENVS, action_repeat=action_repeat, dtype=np.float64)
     theirs = oracles(env_id, seed, NUM_ENVS)
     ours, _ = env.reset(seed=seed)
-    steps = [oracle.reset() for oracle in theirs]
+    with c_library():
+        steps = [oracle.reset() for oracle in theirs]
     actions = np.random.default_rng(seed).uniform(
         -1, 1, (env.episode_steps + 30, *env.action_space.shape)
     )
     exact = 0
     for action in actions:  # one whole episode, its automatic reset, and the start of the next
         for n, step in enumerate(steps):
-            row = np.concatenate([value[n] for value in ours.values()])
-            np.testing.assert_array_equal(row, flat(step.observation))
+            assert list(ours) == list(step.observation)
+            row = {name: value[n] for name, value in ours.items()}
+            assert_same_observation(env_id, row, step.observation)
         ours, reward, terminated, truncated, _ = env.step(action)
         assert not terminated.any()
         for n, oracle in enumerate(theirs):
-            expected = with_c_exp = 0.0
+            expected = with_c_library = 0.0
             if steps[n].last():
-                steps[n] = oracle.reset()
+                with c_library():
+                    steps[n] = oracle.reset()
             else:
                 for _ in range(action_repeat):
                     steps[n] = oracle.step(action[n])
                     expected += steps[n].reward
-                    with c_library_exp:
-                        with_c_exp += oracle.task.get_reward(oracle.physics)
+                    with c_library():
+                        with_c_library += oracle.task.get_reward(oracle.physics)
                     if steps[n].last():
                         break
             assert truncated[n] == steps[n].last()
             assert np.float32(reward[n]) == np.float32(expected)
-            assert abs(reward[n] - expected) <= 2 * np.spacing(expected)
-            exact += reward[n] == with_c_exp
+            assert abs(reward[n] - expected) <= allowed_difference(expected)
+            exact += reward[n] == with_c_library
     # what is left: numpy's scalars are squared by pow
     assert exact >= 0.99 * actions.shape[0] * NUM_ENVS
 
