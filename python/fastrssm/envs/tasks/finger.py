@@ -59,40 +59,41 @@ def reset_target(physics: Physics, rng: Any) -> None:
 
 
 @numba.njit
-def _from_spinner(physics: Physics, sensor: int, axis: int) -> float:
+def _from_spinner(readings: Any, sensor: int, axis: int) -> float:
     # sensordata[sensor][axis] - sensordata['spinner'][axis]
-    return physics.sensordata[sensor + axis] - physics.sensordata[_SPINNER + axis]
+    return readings[sensor + axis] - readings[_SPINNER + axis]
 
 
 @numba.njit
 def observe(physics: Physics, out: Any) -> None:
     """Write position (4), velocity (3) and touch (2)."""
-    out[0] = physics.sensordata[0]
-    out[1] = physics.sensordata[1]
-    out[2] = _from_spinner(physics, _TIP, 0)
-    out[3] = _from_spinner(physics, _TIP, 2)
+    readings = physics.sensordata
+    out[0] = readings[0]
+    out[1] = readings[1]
+    out[2] = _from_spinner(readings, _TIP, 0)
+    out[3] = _from_spinner(readings, _TIP, 2)
     for v in range(3):
-        out[4 + v] = physics.sensordata[2 + v]
+        out[4 + v] = readings[2 + v]
     for s in range(2):
         # log1p(sensordata[['touchtop', 'touchbottom']])
-        out[7 + s] = math.log1p(physics.sensordata[_TOUCH + s])
+        out[7 + s] = math.log1p(readings[_TOUCH + s])
 
 
 @numba.njit
-def _distance_to_target(physics: Physics) -> float:
+def _distance_to_target(readings: Any, radius: float) -> float:
     # norm(target_position - tip_position) - site_size['target', 0]
-    x = _from_spinner(physics, _TARGET, 0) - _from_spinner(physics, _TIP, 0)
-    z = _from_spinner(physics, _TARGET, 2) - _from_spinner(physics, _TIP, 2)
-    return math.sqrt(x * x + z * z) - physics.site_size[TARGET, 0]
+    x = _from_spinner(readings, _TARGET, 0) - _from_spinner(readings, _TIP, 0)
+    z = _from_spinner(readings, _TARGET, 2) - _from_spinner(readings, _TIP, 2)
+    return math.sqrt(x * x + z * z) - radius
 
 
 @numba.njit
 def observe_target(physics: Physics, out: Any) -> None:
     """Write what `observe` does, then target_position (2) and dist_to_target (1)."""
     observe(physics, out)
-    out[9] = _from_spinner(physics, _TARGET, 0)
-    out[10] = _from_spinner(physics, _TARGET, 2)
-    out[11] = _distance_to_target(physics)
+    out[9] = _from_spinner(physics.sensordata, _TARGET, 0)
+    out[10] = _from_spinner(physics.sensordata, _TARGET, 2)
+    out[11] = _distance_to_target(physics.sensordata, physics.site_size[TARGET, 0])
 
 
 @numba.njit
@@ -104,4 +105,5 @@ def spin(physics: Physics) -> float:
 @numba.njit
 def turn(physics: Physics) -> float:
     """Reward a tip inside the target."""
-    return 1.0 if _distance_to_target(physics) <= 0 else 0.0
+    distance = _distance_to_target(physics.sensordata, physics.site_size[TARGET, 0])
+    return 1.0 if distance <= 0 else 0.0

@@ -30,19 +30,19 @@ def observe(physics: Physics, out: Any) -> None:
 
 
 @numba.njit
-def _standing(physics: Physics) -> float:
+def _standing(centres: Any) -> float:
     # tolerance(xipos['torso', 'z'] - xipos['foot', 'z'], (0.6, 2))
-    height = physics.xipos[TORSO, 2] - physics.xipos[FOOT, 2]
+    height = centres[TORSO, 2] - centres[FOOT, 2]
     return 1.0 if 0.6 <= height <= 2 else 0.0
 
 
 @numba.njit
 def stand(physics: Physics) -> float:
     """Reward a torso high above the foot, with little force."""
-    return _standing(physics) * ((mean_quadratic(physics.ctrl) + 4) / 5)
+    return _standing(physics.xipos) * ((mean_quadratic(physics.ctrl) + 4) / 5)
 
 
 @numba.njit
 def hop(physics: Physics) -> float:
     """Reward a torso high above the foot and 2 m/s forward."""
-    return _standing(physics) * linear(physics.sensordata[0], 2.0, 1.0, 0.5)
+    return _standing(physics.xipos) * linear(physics.sensordata[0], 2.0, 1.0, 0.5)

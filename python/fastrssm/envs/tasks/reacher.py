@@ -35,9 +35,9 @@ def reset(physics: Physics, rng: Any) -> None:
 
 
 @numba.njit
-def _to_target(physics: Physics, axis: int) -> float:
+def _to_target(geoms: Any, axis: int) -> float:
     # geom_xpos['target', :2] - geom_xpos['finger', :2]
-    return physics.geom_xpos[TARGET, axis] - physics.geom_xpos[FINGER, axis]
+    return geoms[TARGET, axis] - geoms[FINGER, axis]
 
 
 @numba.njit
@@ -45,15 +45,15 @@ def observe(physics: Physics, out: Any) -> None:
     """Write position (2), to_target (2) and velocity (2)."""
     for i in range(2):
         out[i] = physics.qpos[i]
-        out[2 + i] = _to_target(physics, i)
+        out[2 + i] = _to_target(physics.geom_xpos, i)
         out[4 + i] = physics.qvel[i]
 
 
 @numba.njit
 def reach(physics: Physics) -> float:
     """Reward a finger that touches the target."""
-    x = _to_target(physics, 0)
-    y = _to_target(physics, 1)
+    x = _to_target(physics.geom_xpos, 0)
+    y = _to_target(physics.geom_xpos, 1)
     # tolerance(norm(finger_to_target), (0, geom_size[['target', 'finger'], 0].sum()))
     radii = physics.geom_size[TARGET, 0] + physics.geom_size[FINGER, 0]
     return 1.0 if math.sqrt(x * x + y * y) <= radii else 0.0
