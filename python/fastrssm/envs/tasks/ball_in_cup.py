@@ -11,7 +11,7 @@ from fastrssm.envs.physics import Physics, forward, uniform
 
 BALL = 2  # body
 TARGET = 1  # site
-_BALL_GEOM = 6
+BALL_GEOM = 6  # geom
 
 
 @numba.njit
@@ -38,6 +38,6 @@ def catch(physics: Physics) -> float:
     for axis in (0, 2):
         # abs(ball_to_target) < target_size - ball_size
         distance = abs(physics.site_xpos[TARGET, axis] - physics.xpos[BALL, axis])
-        if distance >= physics.site_size[TARGET, axis] - physics.geom_size[_BALL_GEOM, 0]:
+        if distance >= physics.site_size[TARGET, axis] - physics.geom_size[BALL_GEOM, 0]:
             return 0.0
     return 1.0

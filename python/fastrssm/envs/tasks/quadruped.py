@@ -22,10 +22,10 @@ from fastrssm.envs.tasks.rewards import linear
 
 TORSO = 1  # bodies
 BALL = 18
-_TARGET = 0  # sites and geoms of the model of fetch
-_WORKSPACE = 3
-_FLOOR = 0
-_BALL_GEOM = 24
+TARGET = 0  # sites and geoms of the model of fetch
+WORKSPACE = 3
+FLOOR = 0
+BALL_GEOM = 24
 
 
 def edit_walk(spec: mujoco.MjSpec) -> None:
@@ -84,7 +84,7 @@ def reset_fetch(physics: Physics, rng: Any) -> None:
     """Draw place and heading of the body, and a ball that falls from 2 m."""
     half_azimuth = uniform(rng, 0.0, 2 * np.pi) / 2
     orientation = np.array([math.cos(half_azimuth), 0.0, 0.0, math.sin(half_azimuth)])
-    radius = 0.9 * physics.geom_size[_FLOOR, 0]
+    radius = 0.9 * physics.geom_size[FLOOR, 0]
     x = uniform(rng, -radius, radius)
     y = uniform(rng, -radius, radius)
     _place(physics, x, y, orientation)
@@ -117,7 +117,7 @@ def observe_fetch(physics: Physics, out: Any) -> None:
     """Write what the body feels, then where ball and target are, seen from the torso."""
     observe(physics, out)
     frame = physics.xmat[TORSO]
-    torso, ball, target = physics.xpos[TORSO], physics.xpos[BALL], physics.site_xpos[_TARGET]
+    torso, ball, target = physics.xpos[TORSO], physics.xpos[BALL], physics.site_xpos[TARGET]
     own, roll = physics.qvel[:3], physics.qvel[22:28]
     # ball_state: relative position and velocity, then spin
     rotate(frame, ball[0] - torso[0], ball[1] - torso[1], ball[2] - torso[2], out[78:81])
@@ -155,8 +155,8 @@ def _near(a: Any, b: Any, reach: float, margin: float) -> float:
 def fetch(physics: Physics) -> float:
     """Reward reaching the ball, and more so when it is on the target."""
     ball = physics.xpos[BALL]
-    arena_radius = physics.geom_size[_FLOOR, 0] * math.sqrt(2.0)
-    reach = physics.site_size[_WORKSPACE, 0] + physics.geom_size[_BALL_GEOM, 0]
-    reached = _near(physics.site_xpos[_WORKSPACE], ball, reach, arena_radius)
-    fetched = _near(physics.site_xpos[_TARGET], ball, physics.site_size[_TARGET, 0], arena_radius)
+    arena_radius = physics.geom_size[FLOOR, 0] * math.sqrt(2.0)
+    reach = physics.site_size[WORKSPACE, 0] + physics.geom_size[BALL_GEOM, 0]
+    reached = _near(physics.site_xpos[WORKSPACE], ball, reach, arena_radius)
+    fetched = _near(physics.site_xpos[TARGET], ball, physics.site_size[TARGET, 0], arena_radius)
     return _upright(physics) * (reached * (0.5 + 0.5 * fetched))
