@@ -15,6 +15,8 @@
 
 namespace py = pybind11;
 
+void define_rssm_scan(py::module_& m);  // scan_bindings.cpp
+
 namespace {
 
 using Address = std::uintptr_t;
@@ -131,6 +133,7 @@ std::string cuda_status() {
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Compiled kernels. They trust their arguments; the ops in fastrssm.ops check them.";
   define_gaussian_kl(m);
+  define_rssm_scan(m);
 #ifdef FASTRSSM_HAS_CUDA
   define_gaussian_kl_cuda(m);
 #endif

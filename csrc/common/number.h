@@ -7,7 +7,8 @@
 #ifdef __CUDACC__
 #define FASTRSSM_HD __host__ __device__ inline
 #else
-#define FASTRSSM_HD inline
+// inlined into the loop that calls it, or that loop is not vectorised
+#define FASTRSSM_HD [[gnu::always_inline]] inline
 #endif
 
 namespace fastrssm {

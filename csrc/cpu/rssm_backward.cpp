@@ -1,0 +1,482 @@
+#include <omp.h>
+
+#include <cstring>
+
+#include "cpu/rssm_plan.h"
+#include "cpu/rssm_pointwise.h"
+
+namespace fastrssm::cpu {
+namespace {
+
+// Rows of the batch times steps between two rounds of weight gradients: enough for products near
+// the processor's peak, few enough to stay in the last-level cache.
+constexpr Size kChunkRows = 1024;
+
+// Gradients of pre-activations in some successive steps [steps, B, width]. `affine` ones are those
+// after a norm and before its activation.
+template <typename T>
+struct ChunkGrads {
+  Kept<T> pre, pre_affine, gates, cell_affine;
+  std::vector<Kept<T>> head, head_affine, policy;  // of every layer; affine: of hidden ones
+};
+
+// Lays the arrays of a chunk out one after the other; null `buffer` only counts.
+template <typename T>
+class ChunkLayout {
+ public:
+  ChunkLayout(T* buffer, Size rows, Size B) : buffer_(buffer), rows_(rows), B_(B) {}
+  Kept<T> take(Size width) {
+    const Size place = used_;
+    used_ += (rows_ * width + 15) / 16 * 16;
+    return {buffer_ ? buffer_ + place : nullptr, width, B_};
+  }
+  Size used() const { return used_; }
+
+ private:
+  T* buffer_;
+  Size rows_, B_, used_ = 0;
+};
+
+template <typename T>
+ChunkGrads<T> lay_out(ChunkLayout<T>& chunk, const ScanLayout& layout, const Plan& plan) {
+  ChunkGrads<T> d;
+  const bool torch_gru = layout.cell == Cell::kTorchGru;
+  if (layout.pre_width) {
+    d.pre = chunk.take(layout.pre_width);
+    d.pre_affine = chunk.take(layout.pre_width);
+  }
+  d.gates = chunk.take(torch_gru ? 4 * layout.D : 3 * layout.D);
+  if (!torch_gru) d.cell_affine = chunk.take(3 * layout.D);
+  for (Size l = 0; l + 1 < layout.head_layers; ++l) {
+    d.head.push_back(chunk.take(plan.head.hidden()));
+    if (!layout.split()) d.head_affine.push_back(chunk.take(plan.head.hidden()));
+  }
+  d.head.push_back(chunk.take(layout.stats()));
+  for (Size l = 0; l + 1 < layout.policy_layers; ++l) {
+    d.policy.push_back(chunk.take(plan.policy.hidden()));
+  }
+  if (layout.policy_layers) d.policy.push_back(chunk.take(2 * layout.A));
+  return d;
+}
+
+// One thread's walk back through a chunk with some rows of the batch.
+template <typename T>
+class BackwardScan {
+ public:
+  BackwardScan(const Plan& plan, const ScanLayout& layout, const ScanConstants& constants,
+               const ScanInputs<T>& in, const std::vector<LayerOf<const T>>& weights,
+               const PackedWeights<T>& packed, const ScanOutputs<T>& out,
+               const ScanOutputGrads<T>& grads, const ScanInputGrads<T>& input_grads,
+               const KeptArrays<T>& kept, T* carry_deter, T* carry_stoch)
+      : plan_(plan),
+        layout_(layout),
+        places_(layout),
+        constants_(constants),
+        in_(in),
+        weights_(weights),
+        packed_(packed),
+        out_(out),
+        grads_(grads),
+        input_grads_(input_grads),
+        kept_(kept),
+        carry_deter_(carry_deter),
+        carry_stoch_(carry_stoch) {}
+
+  static Size scratch_numel(const Plan& plan, const ScanLayout& layout, const Gemm<T>& gemm) {
+    const Size rows = std::min(layout.B, kBlockRows);
+    return rows * (plan.widest + layout.D + layout.S) + layout.S + 16 +
+           row_bytes<T>(gemm, rows, plan.widest) / sizeof(T);
+  }
+
+  // rows [b, b + M), times [begin, end) from the last to the first; d: the chunk's arrays
+  void run(Size b, Size M, Size begin, Size end, const ChunkGrads<T>& d, T* scratch) {
+    const Size rows = std::min(layout_.B, kBlockRows);
+    b_ = b;
+    M_ = M;
+    d_ = &d;
+    c_ = scratch;
+    feature_ = c_ + rows * plan_.widest;
+    probs_ = feature_ + rows * (layout_.D + layout_.S);
+    const Size used = probs_ + layout_.S - scratch;
+    rows_ = reinterpret_cast<char*>(scratch + (used + 15) / 16 * 16);
+    deter_ = carry_deter_ + b * layout_.D;
+    stoch_ = carry_stoch_ + b * layout_.S;
+    for (t_ = end - 1; t_ >= begin; --t_) {
+      chunk_t_ = t_ - begin;
+      add(grads_.deter, layout_.D, deter_);
+      add(grads_.stoch, layout_.S, stoch_);
+      undraw();
+      const Size ld = retreat();
+      unact(ld);
+      forget();
+    }
+  }
+
+ private:
+  const LayerOf<const T>& layer(Size l) const { return weights_[l]; }
+  Size at(Size width) const { return (t_ * layout_.B + b_) * width; }
+  T* chunk(const Kept<T>& array) const { return array.at(chunk_t_, b_); }
+  void pack(const T* first, Size ld, Size K, const T* second = nullptr, Size ld2 = 0, Size K2 = 0) {
+    pack_rows<T>(packed_.gemm(), {first, ld, K}, {second, ld2, K2}, M_, rows_);
+  }
+  void product(Size which, T* c, Size ldc, bool accumulate = false) {
+    packed_.multiply(which, rows_, M_, c, ldc, accumulate);
+  }
+  void add(const T* grad, Size width, T* to) const {
+    if (!grad) return;
+    grad += at(width);
+    for (Size i = 0; i < M_ * width; ++i) to[i] += grad[i];
+  }
+
+  // Gradients of the layers' pre-activations from that of the last one, d.back(). What the input
+  // gets is added to dx, or left out if dx is null.
+  void network(const Net& net, const Net& back, const std::vector<Kept<T>>& d,
+               const std::vector<Kept<T>>& affine, const std::vector<Kept<T>>& y,
+               const std::vector<Kept<T>>* hat, const std::vector<Kept<T>>* rstd, T* dx,
+               Size ld_dx) {
+    const Size hidden = net.hidden();
+    for (Size l = net.layers - 1; l > 0; --l) {
+      const Size out = l + 1 == net.layers ? net.out : net.width, row = net.split ? 2 * out : out;
+      const T* dy = chunk(d[l]);
+      pack(dy, row, out);
+      product(back.product_of(l, 0), c_, hidden);
+      if (net.split) {
+        pack(dy + out, row, out);
+        product(back.product_of(l, 1), c_ + net.width, hidden);
+        elu_backward(c_, hidden, y[l - 1].at(t_, b_), chunk(d[l - 1]), M_, hidden);
+      } else {
+        const LayerOf<const T>& w = layer(net.layer + l - 1);
+        const T* x = (*hat)[l - 1].at(t_, b_);
+        T* da = chunk(affine[l - 1]);
+        silu_backward(c_, hidden, x, w.scale, w.shift, da, M_, hidden);
+        normalise_backward(da, x, w.scale, (*rstd)[l - 1].at(t_, b_), chunk(d[l - 1]), M_, hidden);
+      }
+    }
+    if (!dx) return;
+    pack(chunk(d[0]), hidden, hidden);
+    product(back.product_of(0, 0), dx, ld_dx, true);
+  }
+
+  // from the latent to the state that its head saw
+  void undraw() {
+    const Size S = layout_.S;
+    T* d = chunk(d_->head.back());
+    if (layout_.gaussian()) {
+      gaussian_backward(stoch_, grads_.stats0 ? grads_.stats0 + at(S) : nullptr,
+                        grads_.stats1 ? grads_.stats1 + at(S) : nullptr, in_.noise + at(S),
+                        kept_.raw.at(t_, b_), layout_.split(), d, M_, S);
+    } else {
+      categorical_backward(stoch_, grads_.stats0 ? grads_.stats0 + at(S) : nullptr,
+                           out_.stats0 + at(S), static_cast<T>(constants_.unimix), d, probs_, M_, S,
+                           layout_.groups);
+    }
+    network(plan_.head, plan_.head_back, d_->head, d_->head_affine, kept_.head, &kept_.head_hat,
+            &kept_.head_rstd, deter_, layout_.D);
+  }
+
+  // From the new state to the old one and, in c_, to [stoch | action]; returns the distance
+  // between rows of c_.
+  Size retreat() {
+    const Size D = layout_.D, in = layout_.cell_in(), x = layout_.action_in();
+    const T *gates = kept_.gates.at(t_, b_), *h = kept_.deter_in.at(t_, b_);
+    T* d = chunk(d_->gates);
+    Size ld = in;
+    if (layout_.cell == Cell::kTorchGru) {
+      torch_gru_backward(deter_, gates, h, d, deter_, M_, D);
+      pack(d, 4 * D, 2 * D, d + 3 * D, 4 * D, D);
+      product(plan_.cell_state_back, deter_, D, true);
+      pack(d, 4 * D, 3 * D);
+      product(plan_.cell_back, c_, ld);
+    } else {
+      ld = in + D;
+      const LayerOf<const T>& w = layer(places_.cell_input);
+      T* da = chunk(d_->cell_affine);
+      ln_gru_backward(deter_, gates, h, da, deter_, M_, D, ln_gru_order(layout_.cell));
+      normalise_backward(da, kept_.cell_hat.at(t_, b_), w.scale, kept_.cell_rstd.at(t_, b_), d, M_,
+                         3 * D);
+      pack(d, 3 * D, 3 * D);
+      product(plan_.cell_back, c_, ld);
+      for (Size m = 0; m < M_; ++m) {
+        for (Size i = 0; i < D; ++i) deter_[m * D + i] += c_[m * ld + in + i];
+      }
+    }
+    if (!layout_.pre_width) return ld;
+    const LayerOf<const T>& w = layer(places_.pre);
+    const T* hat = kept_.pre_hat.at(t_, b_);
+    T *da = chunk(d_->pre_affine), *d_pre = chunk(d_->pre);
+    silu_backward(c_, ld, hat, w.scale, w.shift, da, M_, in);
+    normalise_backward(da, hat, w.scale, kept_.pre_rstd.at(t_, b_), d_pre, M_, in);
+    pack(d_pre, in, in);
+    product(plan_.pre_back, c_, x);
+    return x;
+  }
+
+  // from [stoch | action] in c_ to the old latent, and through the policy to the old state
+  void unact(Size ld) {
+    const Size S = layout_.S, D = layout_.D, A = layout_.A;
+    for (Size m = 0; m < M_; ++m) std::memcpy(stoch_ + m * S, c_ + m * ld, S * sizeof(T));
+    if (input_grads_.action) {
+      T* to = input_grads_.action + at(A);
+      for (Size m = 0; m < M_; ++m) std::memcpy(to + m * A, c_ + m * ld + S, A * sizeof(T));
+    }
+    if (!layout_.policy_layers) return;
+    act_backward(c_ + S, ld, grads_.action ? grads_.action + at(A) : nullptr, out_.action + at(A),
+                 in_.action_noise + at(A), kept_.action_raw.at(t_, b_), chunk(d_->policy.back()),
+                 M_, A);
+    const Size F = D + S;
+    if (!layout_.detach) std::memset(feature_, 0, M_ * F * sizeof(T));
+    network(plan_.policy, plan_.policy_back, d_->policy, {}, kept_.policy, nullptr, nullptr,
+            layout_.detach ? nullptr : feature_, F);
+    if (layout_.detach) return;
+    for (Size m = 0; m < M_; ++m) {
+      for (Size i = 0; i < D; ++i) deter_[m * D + i] += feature_[m * F + i];
+      for (Size i = 0; i < S; ++i) stoch_[m * S + i] += feature_[m * F + D + i];
+    }
+  }
+
+  // no gradient passes the beginning of an episode
+  void forget() {
+    if (!in_.is_first) return;
+    for (Size m = 0; m < M_; ++m) {
+      if (!in_.is_first[t_ * layout_.B + b_ + m]) continue;
+      std::memset(deter_ + m * layout_.D, 0, layout_.D * sizeof(T));
+      std::memset(stoch_ + m * layout_.S, 0, layout_.S * sizeof(T));
+    }
+  }
+
+  const Plan& plan_;
+  const ScanLayout& layout_;
+  const LayerPlaces places_;
+  const ScanConstants& constants_;
+  const ScanInputs<T>& in_;
+  const std::vector<LayerOf<const T>>& weights_;
+  const PackedWeights<T>& packed_;
+  const ScanOutputs<T>& out_;
+  const ScanOutputGrads<T>& grads_;
+  const ScanInputGrads<T>& input_grads_;
+  const KeptArrays<T>& kept_;
+  T *carry_deter_, *carry_stoch_;
+  const ChunkGrads<T>* d_ = nullptr;
+  Size t_ = 0, chunk_t_ = 0, b_ = 0, M_ = 0;
+  T *c_ = nullptr, *feature_ = nullptr, *probs_ = nullptr, *deter_ = nullptr, *stoch_ = nullptr;
+  char* rows_ = nullptr;
+};
+
+// Adds what a chunk contributes to the gradients of weights; sums over rows are in rising order.
+template <typename T>
+class WeightGrads {
+ public:
+  WeightGrads(const Plan& plan, const ScanLayout& layout, const Gemm<T>& gemm,
+              const ScanOutputs<T>& out, const KeptArrays<T>& kept,
+              const std::vector<LayerOf<T>>& grads, int threads)
+      : plan_(plan),
+        layout_(layout),
+        places_(layout),
+        gemm_(gemm),
+        out_(out),
+        kept_(kept),
+        grads_(grads),
+        threads_(threads) {}
+
+  bool any() const {
+    return std::any_of(grads_.begin(), grads_.end(), [](const LayerOf<T>& g) {
+      return g.weight || g.bias || g.scale || g.shift;
+    });
+  }
+
+  void clear() {
+    // the products of a layer cover its weight
+    for (const Product& p : plan_.forward) {
+      if (T* w = grads_[p.layer].weight) std::memset(w + p.row * p.K, 0, p.N * p.K * sizeof(T));
+    }
+    const auto zero = [](T* to, Size n) {
+      if (to) std::memset(to, 0, n * sizeof(T));
+    };
+    for (Size l = 0; l < places_.count; ++l) {
+      const Size n = out_of(l);
+      zero(grads_[l].bias, n);
+      zero(grads_[l].scale, n);
+      zero(grads_[l].shift, n);
+    }
+  }
+
+  // rows [first, first + R) of [T * B], the chunk's own
+  void add(const ChunkGrads<T>& d, Size first, Size R) {
+    first_ = first;
+    R_ = R;
+    const Size D = layout_.D, x = layout_.action_in(), in = layout_.cell_in();
+    const T* cell_in = rows(kept_.action_in);
+    if (layout_.pre_width) {
+      outer(places_.pre, 0, 0, x, d.pre.data, in, in, cell_in, x, x);
+      vectors(places_.pre, d.pre.data, in, in, d.pre_affine.data, rows(kept_.pre_hat));
+      cell_in = rows(kept_.pre);
+    }
+    const T *h = rows(kept_.deter_in), *gates = d.gates.data;
+    if (layout_.cell == Cell::kTorchGru) {
+      outer(places_.cell_input, 0, 0, in, gates, 4 * D, 3 * D, cell_in, in, in);
+      outer(places_.cell_state, 0, 0, D, gates, 4 * D, 2 * D, h, D, D);
+      outer(places_.cell_state, 2 * D, 0, D, gates + 3 * D, 4 * D, D, h, D, D);
+      sums(grads_[places_.cell_input].bias, gates, nullptr, 4 * D, 3 * D);
+      T* bias = grads_[places_.cell_state].bias;
+      sums(bias, gates, nullptr, 4 * D, 2 * D);
+      sums(bias ? bias + 2 * D : nullptr, gates + 3 * D, nullptr, 4 * D, D);
+    } else {
+      outer(places_.cell_input, 0, 0, in + D, gates, 3 * D, 3 * D, cell_in, in, in);
+      outer(places_.cell_input, 0, in, in + D, gates, 3 * D, 3 * D, h, D, D);
+      vectors(places_.cell_input, gates, 3 * D, 3 * D, d.cell_affine.data, rows(kept_.cell_hat));
+    }
+    outer(places_.head, 0, 0, D, d.head[0].data, d.head[0].width, d.head[0].width,
+          out_.deter + first_ * D, D, D);
+    network(plan_.head, d.head, d.head_affine, kept_.head, &kept_.head_hat);
+    if (!layout_.policy_layers) return;
+    const Size F = D + layout_.S;
+    const Kept<T>& p = d.policy[0];
+    outer(places_.policy, 0, 0, F, p.data, p.width, p.width, h, D, D);
+    outer(places_.policy, 0, D, F, p.data, p.width, p.width, rows(kept_.action_in), x, layout_.S);
+    network(plan_.policy, d.policy, {}, kept_.policy, nullptr);
+  }
+
+ private:
+  const T* rows(const Kept<T>& array) const { return array.data + first_ * array.width; }
+
+  // numbers of a bias of layer l
+  Size out_of(Size l) const {
+    if (l == places_.pre) return layout_.pre_width;
+    if (l < places_.head) return 3 * layout_.D;
+    const bool is_head = l < places_.policy;
+    const Net& net = is_head ? plan_.head : plan_.policy;
+    const Size out = l - net.layer + 1 == net.layers ? net.out : net.width;
+    return net.split ? 2 * out : out;
+  }
+
+  // weight[row.., column..] += dy^T x; ld: of the weight
+  void outer(Size l, Size row, Size column, Size ld, const T* dy, Size ldy, Size N, const T* x,
+             Size ldx, Size K) {
+    static thread_local Scratch scratch;
+    T* w = grads_[l].weight;
+    if (!w) return;
+    void* workspace = scratch.take<char>(outer_product_bytes(gemm_, N, K, threads_));
+    add_outer_products(gemm_, dy, ldy, x, ldx, R_, N, K, w + row * ld + column, ld, workspace,
+                       threads_);
+  }
+
+  // to[n] += sum over rows of dy[., n] (times x[., n])
+  void sums(T* to, const T* dy, const T* x, Size ld, Size N) {
+    if (!to) return;
+    constexpr Size kColumns = 64;
+#pragma omp parallel for num_threads(threads_) schedule(static)
+    for (Size n = 0; n < N; n += kColumns) {
+      const Size width = std::min(kColumns, N - n);
+      T total[kColumns] = {};
+      for (Size r = 0; r < R_; ++r) {
+        const T* from = dy + r * ld + n;
+        if (x) {
+          const T* factor = x + r * ld + n;
+          for (Size i = 0; i < width; ++i) total[i] += from[i] * factor[i];
+        } else {
+          for (Size i = 0; i < width; ++i) total[i] += from[i];
+        }
+      }
+      for (Size i = 0; i < width; ++i) to[n + i] += total[i];
+    }
+  }
+
+  // the bias, and the scale and shift of a normalised layer
+  void vectors(Size l, const T* d, Size ld, Size N, const T* affine, const T* hat) {
+    sums(grads_[l].bias, d, nullptr, ld, N);
+    if (!affine) return;
+    sums(grads_[l].scale, affine, hat, N, N);
+    sums(grads_[l].shift, affine, nullptr, N, N);
+  }
+
+  // all but the weight of the first layer, whose input differs
+  void network(const Net& net, const std::vector<Kept<T>>& d, const std::vector<Kept<T>>& affine,
+               const std::vector<Kept<T>>& y, const std::vector<Kept<T>>* hat) {
+    for (Size l = 0; l < net.layers; ++l) {
+      const Size out = l + 1 == net.layers ? net.out : net.width, row = net.split ? 2 * out : out;
+      const bool normed = !net.split && l + 1 < net.layers;
+      vectors(net.layer + l, d[l].data, row, row, normed ? affine[l].data : nullptr,
+              normed ? rows((*hat)[l]) : nullptr);
+      if (l == 0) continue;
+      const T *dy = d[l].data, *x = rows(y[l - 1]);
+      outer(net.layer + l, 0, 0, net.width, dy, row, out, x, net.hidden(), net.width);
+      if (!net.split) continue;
+      outer(net.layer + l, out, 0, net.width, dy + out, row, out, x + net.width, net.hidden(),
+            net.width);
+    }
+  }
+
+  const Plan& plan_;
+  const ScanLayout& layout_;
+  const LayerPlaces places_;
+  const Gemm<T>& gemm_;
+  const ScanOutputs<T>& out_;
+  const KeptArrays<T>& kept_;
+  const std::vector<LayerOf<T>>& grads_;
+  int threads_;
+  Size first_ = 0, R_ = 0;
+};
+
+}  // namespace
+
+template <typename T>
+void scan_backward(const Gemm<T>& gemm, const ScanLayout& layout, const ScanConstants& constants,
+                   const ScanInputs<T>& in, const std::vector<LayerOf<const T>>& weights,
+                   const char* packed, const ScanOutputs<T>& out, const ScanOutputGrads<T>& grads,
+                   const ScanInputGrads<T>& input_grads,
+                   const std::vector<LayerOf<T>>& weight_grads, int threads) {
+  static thread_local Scratch carried, chunk_memory;
+  const Size B = layout.B, T_ = layout.T;
+  const Plan plan(layout);
+  const PackedWeights<T> products(gemm, plan.transposed, packed);
+  const KeptArrays<T> kept(layout, out.saved, true);
+  WeightGrads<T> sums(plan, layout, gemm, out, kept, weight_grads, threads);
+  sums.clear();
+
+  T* carry_deter = carried.take<T>(B * (layout.D + layout.S));
+  T* carry_stoch = carry_deter + B * layout.D;
+  std::memset(carry_deter, 0, B * (layout.D + layout.S) * sizeof(T));
+
+  const Size steps = std::clamp<Size>(kChunkRows / std::max<Size>(B, 1), 1, T_);
+  ChunkLayout<T> counted(nullptr, steps * B, B);
+  lay_out(counted, layout, plan);
+  ChunkLayout<T> laid(chunk_memory.take<T>(counted.used()), steps * B, B);
+  ChunkGrads<T> d = lay_out(laid, layout, plan);
+  for (Size end = T_; end > 0; end -= std::min(steps, end)) {
+    const Size begin = std::max<Size>(0, end - steps);
+    // what a projection outside the loop wants is the gradient of a first layer's pre-activations
+    if (input_grads.embed_proj) {
+      d.head[0].data = input_grads.embed_proj + begin * B * d.head[0].width;
+    }
+    if (input_grads.policy_proj) {
+      d.policy[0].data = input_grads.policy_proj + begin * B * d.policy[0].width;
+    }
+#pragma omp parallel num_threads(threads)
+    {
+      static thread_local Scratch scratch;
+      using Scan = BackwardScan<T>;
+      T* memory = scratch.take<T>(Scan::scratch_numel(plan, layout, gemm));
+      Scan scan(plan, layout, constants, in, weights, products, out, grads, input_grads, kept,
+                carry_deter, carry_stoch);
+      for_blocks(B, omp_get_thread_num(), omp_get_num_threads(),
+                 [&](Size b, Size M) { scan.run(b, M, begin, end, d, memory); });
+    }
+    if (sums.any()) sums.add(d, begin * B, (end - begin) * B);
+  }
+  if (input_grads.deter0) {
+    std::memcpy(input_grads.deter0, carry_deter, B * layout.D * sizeof(T));
+  }
+  if (input_grads.stoch0) {
+    std::memcpy(input_grads.stoch0, carry_stoch, B * layout.S * sizeof(T));
+  }
+}
+
+#define FASTRSSM_INSTANTIATE(T)                                                                 \
+  template void scan_backward<T>(const Gemm<T>&, const ScanLayout&, const ScanConstants&,       \
+                                 const ScanInputs<T>&, const std::vector<LayerOf<const T>>&,    \
+                                 const char*, const ScanOutputs<T>&, const ScanOutputGrads<T>&, \
+                                 const ScanInputGrads<T>&, const std::vector<LayerOf<T>>&, int);
+FASTRSSM_INSTANTIATE(float)
+FASTRSSM_INSTANTIATE(double)
+
+}  // namespace fastrssm::cpu
