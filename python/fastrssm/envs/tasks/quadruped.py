@@ -127,21 +127,21 @@ def observe_fetch(physics: Physics, out: Any) -> None:
 
 
 @numba.njit
-def _upright(physics: Physics) -> float:
+def _upright(xmat: Any) -> float:
     # tolerance(torso_upright, (1, inf), sigmoid='linear', margin=2, value_at_margin=0)
-    return linear(physics.xmat[TORSO, 2, 2], 1.0, 2.0, 0.0)
+    return linear(xmat[TORSO, 2, 2], 1.0, 2.0, 0.0)
 
 
 @numba.njit
 def walk(physics: Physics) -> float:
     """Reward an upright torso and 0.5 m/s forward."""
-    return _upright(physics) * linear(physics.sensordata[6], 0.5, 0.5, 0.5)
+    return _upright(physics.xmat) * linear(physics.sensordata[6], 0.5, 0.5, 0.5)
 
 
 @numba.njit
 def run(physics: Physics) -> float:
     """Reward an upright torso and 5 m/s forward."""
-    return _upright(physics) * linear(physics.sensordata[6], 5.0, 5.0, 0.5)
+    return _upright(physics.xmat) * linear(physics.sensordata[6], 5.0, 5.0, 0.5)
 
 
 @numba.njit
@@ -159,4 +159,4 @@ def fetch(physics: Physics) -> float:
     reach = physics.site_size[WORKSPACE, 0] + physics.geom_size[BALL_GEOM, 0]
     reached = _near(physics.site_xpos[WORKSPACE], ball, reach, arena_radius)
     fetched = _near(physics.site_xpos[TARGET], ball, physics.site_size[TARGET, 0], arena_radius)
-    return _upright(physics) * (reached * (0.5 + 0.5 * fetched))
+    return _upright(physics.xmat) * (reached * (0.5 + 0.5 * fetched))
