@@ -67,7 +67,7 @@ struct Exponential {
   float minus_1;  // exp(r) - 1, where x = n ln 2 + r and |r| <= ln 2 / 2
 };
 
-// x in [-87, 88.3]
+// Of use for x in [-87, 88.3]; a NaN gives NaN.
 inline Exponential exponential_of(float x) {
   constexpr float kLog2E = 1.44269504f;
   constexpr float kLn2High = 0.693359375f;
@@ -99,11 +99,9 @@ FASTRSSM_HD float exp_of(float x) {
   return expf(x);
 #else
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  const float low = x > -87.0f ? x : -87.0f;
-  const auto [power, minus_1] = exponential_of(low < 88.3f ? low : 88.3f);
+  const auto [power, minus_1] = exponential_of(x);
   const float finite = x < -87.0f ? 0.0f : power + power * minus_1;
-  const float found = x > 88.3f ? kInfinity : finite;
-  return x == x ? found : x;
+  return x > 88.3f ? kInfinity : finite;
 #endif
 }
 
