@@ -6,6 +6,8 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 
 #include "cpu/isa.h"
 
@@ -18,6 +20,15 @@ namespace fastrssm::cpu {
 // without tiles float32 is faster, and is what they mean. Without bfloat16 instructions kBFloat16
 // multiplies rounded operands in float32.
 enum class Precision : int { kFloat32, kBFloat16, kSplit3, kSplit6 };
+
+inline Precision precision_named(const std::string& name) {
+  if (name == "float32") return Precision::kFloat32;
+  if (name == "bfloat16") return Precision::kBFloat16;
+  if (name == "split3") return Precision::kSplit3;
+  if (name == "split6") return Precision::kSplit6;
+  throw std::invalid_argument("precision is '" + name +
+                              "', expected float32, bfloat16, split3 or split6");
+}
 
 // How one precision is stored and multiplied on one instruction set. A unit is one number, or a
 // pair of bfloat16 neighbours in k; a line is kLine units.

@@ -2,8 +2,9 @@
 Compiled kernels. They trust their arguments; the ops in fastrssm.ops check them.
 """
 from __future__ import annotations
+import collections.abc
 import typing
-__all__: list[str] = ['cuda_status', 'gaussian_kl_backward', 'gaussian_kl_backward_cuda', 'gaussian_kl_forward', 'gaussian_kl_forward_cuda']
+__all__: list[str] = ['cuda_status', 'gaussian_kl_backward', 'gaussian_kl_backward_cuda', 'gaussian_kl_forward', 'gaussian_kl_forward_cuda', 'gemm_add_outer_products', 'gemm_bytes', 'gemm_isas', 'gemm_multiply', 'gemm_pack_weights', 'rssm_scan_backward', 'rssm_scan_forward', 'rssm_scan_pack', 'rssm_scan_packed_bytes', 'rssm_scan_saved_numel']
 def cuda_status() -> str:
     """
     Empty when CUDA kernels can run, else the reason why not.
@@ -15,4 +16,30 @@ def gaussian_kl_backward_cuda(stream: typing.SupportsInt | typing.SupportsIndex,
 def gaussian_kl_forward(threads: typing.SupportsInt | typing.SupportsIndex, dtype: str, N: typing.SupportsInt | typing.SupportsIndex, S: typing.SupportsInt | typing.SupportsIndex, post_mean: typing.SupportsInt | typing.SupportsIndex, post_std: typing.SupportsInt | typing.SupportsIndex, prior_mean: typing.SupportsInt | typing.SupportsIndex, prior_std: typing.SupportsInt | typing.SupportsIndex, kl: typing.SupportsInt | typing.SupportsIndex) -> None:
     ...
 def gaussian_kl_forward_cuda(stream: typing.SupportsInt | typing.SupportsIndex, dtype: str, N: typing.SupportsInt | typing.SupportsIndex, S: typing.SupportsInt | typing.SupportsIndex, post_mean: typing.SupportsInt | typing.SupportsIndex, post_std: typing.SupportsInt | typing.SupportsIndex, prior_mean: typing.SupportsInt | typing.SupportsIndex, prior_std: typing.SupportsInt | typing.SupportsIndex, kl: typing.SupportsInt | typing.SupportsIndex) -> None:
+    ...
+def gemm_add_outer_products(dtype: str, precision: str, isa: str, dy: typing.SupportsInt | typing.SupportsIndex, ldy: typing.SupportsInt | typing.SupportsIndex, x: typing.SupportsInt | typing.SupportsIndex, ldx: typing.SupportsInt | typing.SupportsIndex, R: typing.SupportsInt | typing.SupportsIndex, N: typing.SupportsInt | typing.SupportsIndex, K: typing.SupportsInt | typing.SupportsIndex, dw: typing.SupportsInt | typing.SupportsIndex, ldw: typing.SupportsInt | typing.SupportsIndex, workspace: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
+    ...
+def gemm_bytes(dtype: str, precision: str, isa: str, M: typing.SupportsInt | typing.SupportsIndex, N: typing.SupportsInt | typing.SupportsIndex, K: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> tuple[int, int, int]:
+    """
+    Memory of packed weights [N, K], packed rows [M, K] and add_outer_products.
+    """
+def gemm_isas() -> list[str]:
+    """
+    Instruction sets whose products run on this processor.
+    """
+def gemm_multiply(dtype: str, precision: str, isa: str, first: typing.SupportsInt | typing.SupportsIndex, first_ld: typing.SupportsInt | typing.SupportsIndex, first_K: typing.SupportsInt | typing.SupportsIndex, second: typing.SupportsInt | typing.SupportsIndex, second_ld: typing.SupportsInt | typing.SupportsIndex, second_K: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, weights: typing.SupportsInt | typing.SupportsIndex, M: typing.SupportsInt | typing.SupportsIndex, N: typing.SupportsInt | typing.SupportsIndex, c: typing.SupportsInt | typing.SupportsIndex, ldc: typing.SupportsInt | typing.SupportsIndex, accumulate: bool) -> None:
+    """
+    c = or += [first | second] W^T, rows packed into `rows` before.
+    """
+def gemm_pack_weights(dtype: str, precision: str, isa: str, w: typing.SupportsInt | typing.SupportsIndex, stride_n: typing.SupportsInt | typing.SupportsIndex, stride_k: typing.SupportsInt | typing.SupportsIndex, N: typing.SupportsInt | typing.SupportsIndex, K: typing.SupportsInt | typing.SupportsIndex, packed: typing.SupportsInt | typing.SupportsIndex) -> None:
+    ...
+def rssm_scan_backward(threads: typing.SupportsInt | typing.SupportsIndex, dtype: str, precision: str, layout: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], constants: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], inputs: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], weights: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], packed_transposed: typing.SupportsInt | typing.SupportsIndex, outputs: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], output_grads: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], input_grads: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], weight_grads: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+    ...
+def rssm_scan_forward(threads: typing.SupportsInt | typing.SupportsIndex, dtype: str, precision: str, layout: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], constants: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], inputs: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], weights: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], packed: typing.SupportsInt | typing.SupportsIndex, outputs: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+    ...
+def rssm_scan_pack(threads: typing.SupportsInt | typing.SupportsIndex, dtype: str, precision: str, layout: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], weights: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], transposed: bool, packed: typing.SupportsInt | typing.SupportsIndex) -> None:
+    ...
+def rssm_scan_packed_bytes(dtype: str, precision: str, layout: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], transposed: bool) -> int:
+    ...
+def rssm_scan_saved_numel(layout: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> int:
     ...
