@@ -124,8 +124,7 @@ class BackwardScan {
   }
   void add(const T* grad, Size width, T* to) const {
     if (!grad) return;
-    grad += at(width);
-    for (Size i = 0; i < M_ * width; ++i) to[i] += grad[i];
+    add_to(to, width, grad + at(width), width, M_, width);
   }
 
   // Gradients of the layers' pre-activations from that of the last one, d.back(). What the input
@@ -196,9 +195,7 @@ class BackwardScan {
                          3 * D);
       pack(d, 3 * D, 3 * D);
       product(plan_.cell_back, c_, ld);
-      for (Size m = 0; m < M_; ++m) {
-        for (Size i = 0; i < D; ++i) deter_[m * D + i] += c_[m * ld + in + i];
-      }
+      add_to(deter_, D, c_ + in, ld, M_, D);
     }
     if (!layout_.pre_width) return ld;
     const LayerOf<const T>& w = layer(places_.pre);
@@ -228,10 +225,8 @@ class BackwardScan {
     network(plan_.policy, plan_.policy_back, d_->policy, {}, kept_.policy, nullptr, nullptr,
             layout_.detach ? nullptr : feature_, F);
     if (layout_.detach) return;
-    for (Size m = 0; m < M_; ++m) {
-      for (Size i = 0; i < D; ++i) deter_[m * D + i] += feature_[m * F + i];
-      for (Size i = 0; i < S; ++i) stoch_[m * S + i] += feature_[m * F + D + i];
-    }
+    add_to(deter_, D, feature_, F, M_, D);
+    add_to(stoch_, S, feature_ + D, F, M_, S);
   }
 
   // no gradient passes the beginning of an episode
@@ -363,21 +358,10 @@ class WeightGrads {
   // to[n] += sum over rows of dy[., n] (times x[., n])
   void sums(T* to, const T* dy, const T* x, Size ld, Size N) {
     if (!to) return;
-    constexpr Size kColumns = 64;
+    constexpr Size kShare = 256;
 #pragma omp parallel for num_threads(threads_) schedule(static)
-    for (Size n = 0; n < N; n += kColumns) {
-      const Size width = std::min(kColumns, N - n);
-      T total[kColumns] = {};
-      for (Size r = 0; r < R_; ++r) {
-        const T* from = dy + r * ld + n;
-        if (x) {
-          const T* factor = x + r * ld + n;
-          for (Size i = 0; i < width; ++i) total[i] += from[i] * factor[i];
-        } else {
-          for (Size i = 0; i < width; ++i) total[i] += from[i];
-        }
-      }
-      for (Size i = 0; i < width; ++i) to[n + i] += total[i];
+    for (Size n = 0; n < N; n += kShare) {
+      add_column_sums(dy + n, x ? x + n : nullptr, ld, R_, std::min(kShare, N - n), to + n);
     }
   }
 

@@ -13,6 +13,39 @@
 namespace fastrssm::cpu {
 namespace {
 
+// to [M, N] += from [M, N]
+template <typename T>
+FASTRSSM_CLONES void add_to(T* to, Size ld_to, const T* from, Size ld_from, Size M, Size N) {
+  for (Size m = 0; m < M; ++m) {
+    T* sum = to + m * ld_to;
+    const T* add = from + m * ld_from;
+#pragma omp simd
+    for (Size n = 0; n < N; ++n) sum[n] += add[n];
+  }
+}
+
+// to[n] += sum over rows, in rising order, of dy[., n], or of dy[., n] x[., n]
+template <typename T>
+FASTRSSM_CLONES void add_column_sums(const T* dy, const T* x, Size ld, Size R, Size N, T* to) {
+  constexpr Size kColumns = 64;
+  for (Size first = 0; first < N; first += kColumns) {
+    const Size width = N - first < kColumns ? N - first : kColumns;
+    T total[kColumns] = {};
+    for (Size r = 0; r < R; ++r) {
+      const T* from = dy + r * ld + first;
+      if (x) {
+        const T* factor = x + r * ld + first;
+#pragma omp simd
+        for (Size i = 0; i < width; ++i) total[i] += from[i] * factor[i];
+      } else {
+#pragma omp simd
+        for (Size i = 0; i < width; ++i) total[i] += from[i];
+      }
+    }
+    for (Size i = 0; i < width; ++i) to[first + i] += total[i];
+  }
+}
+
 // y = elu(c + offset); offset has its own row distance, 0 for a bias
 template <typename T>
 FASTRSSM_CLONES void add_elu(const T* c, Size ldc, const T* offset, Size ld_offset, T* y, Size M,
