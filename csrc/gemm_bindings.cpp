@@ -47,6 +47,9 @@ std::vector<std::string> isas() {
 }  // namespace
 
 void define_gemm(py::module_& m) {
+  m.def(
+      "gemm_isa", [] { return kIsaNames[static_cast<int>(best_isa())]; },
+      "The instruction set that the scans use; FASTRSSM_ISA lowers it.");
   m.def("gemm_isas", &isas, "Instruction sets whose products run on this processor.");
   m.def(
       "gemm_bytes",

@@ -4,7 +4,7 @@ Compiled kernels. They trust their arguments; the ops in fastrssm.ops check them
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['cuda_status', 'gaussian_kl_backward', 'gaussian_kl_backward_cuda', 'gaussian_kl_forward', 'gaussian_kl_forward_cuda', 'gemm_add_outer_products', 'gemm_bytes', 'gemm_isas', 'gemm_multiply', 'gemm_pack_weights', 'rssm_scan_backward', 'rssm_scan_forward', 'rssm_scan_pack', 'rssm_scan_packed_bytes', 'rssm_scan_saved_numel']
+__all__: list[str] = ['cuda_status', 'gaussian_kl_backward', 'gaussian_kl_backward_cuda', 'gaussian_kl_forward', 'gaussian_kl_forward_cuda', 'gemm_add_outer_products', 'gemm_bytes', 'gemm_isa', 'gemm_isas', 'gemm_multiply', 'gemm_pack_weights', 'rssm_scan_backward', 'rssm_scan_forward', 'rssm_scan_pack', 'rssm_scan_packed_bytes', 'rssm_scan_saved_numel']
 def cuda_status() -> str:
     """
     Empty when CUDA kernels can run, else the reason why not.
@@ -22,6 +22,10 @@ def gemm_add_outer_products(dtype: str, precision: str, isa: str, dy: typing.Sup
 def gemm_bytes(dtype: str, precision: str, isa: str, M: typing.SupportsInt | typing.SupportsIndex, N: typing.SupportsInt | typing.SupportsIndex, K: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> tuple[int, int, int]:
     """
     Memory of packed weights [N, K], packed rows [M, K] and add_outer_products.
+    """
+def gemm_isa() -> str:
+    """
+    The instruction set that the scans use; FASTRSSM_ISA lowers it.
     """
 def gemm_isas() -> list[str]:
     """
