@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from bench import bench_env, harness
+from bench import bench_env, bench_gemm, harness
 from bench.ops import bench_gaussian_kl
 
 BENCHES = {
     "KL": lambda threads: bench_gaussian_kl.workloads(),
     "envs": bench_env.workloads,
+    "gemm": bench_gemm.workloads,
 }
 
 
