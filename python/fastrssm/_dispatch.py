@@ -5,7 +5,7 @@ import importlib.util
 import logging
 import os
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Literal, get_args
 
@@ -15,8 +15,15 @@ from torch import Tensor
 Backend = Literal["reference", "cpu", "triton", "cuda"]
 _NAMES: tuple[Backend, ...] = get_args(Backend)
 # every op that has a card, with its backends
-OPS: dict[str, tuple[Backend, ...]] = {"gaussian_kl": ("reference", "cpu", "triton", "cuda")}
+OPS: dict[str, tuple[Backend, ...]] = {
+    "gaussian_kl": ("reference", "cpu", "triton", "cuda"),
+    "rssm_observe": ("reference",),
+    "rssm_imagine": ("reference",),
+    "rssm_observe_policy": ("reference",),
+    "rssm_imagine_policy": ("reference",),
+}
 _ORDER: dict[str, tuple[Backend, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+_NOTHING: Mapping[Backend, str] = {}
 _log_once = functools.cache(logging.getLogger("fastrssm").debug)
 
 
@@ -66,16 +73,21 @@ def _refusal(op: str, backend: Backend, device: str, dtype: torch.dtype) -> str 
 _refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def resolve(op: str, x: Tensor, requested: Backend | None) -> Backend:
-    """Choose the backend of `op` for tensors like `x`; an explicit request never falls back."""
+def resolve(
+    op: str, x: Tensor, requested: Backend | None, refused: Mapping[Backend, str] = _NOTHING
+) -> Backend:
+    """Choose the backend of `op` for tensors like `x`; an explicit request never falls back.
+
+    `refused` says which backends cannot run this very call, and why.
+    """
     device, dtype = x.device.type, x.dtype
     wanted = _checked(requested, "backend") or getattr(_CHOSEN, "backend", None) or _ENVIRONMENT
     if wanted is not None:
-        if reason := _refusal(op, wanted, device, dtype):
+        if reason := _refusal(op, wanted, device, dtype) or refused.get(wanted):
             raise RuntimeError(f"{op}: backend {wanted!r} is not available: {reason}")
         return wanted
     for backend in _ORDER.get(device, ()):
-        if (reason := _refusal(op, backend, device, dtype)) is None:
+        if (reason := _refusal(op, backend, device, dtype) or refused.get(backend)) is None:
             return backend
         if not torch.compiler.is_compiling():
             _log_once("%s does not run on %s: %s", op, backend, reason)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Parameter
+from torch.utils import _pytree
 
 LIBRARY = torch.library.Library("fastrssm", "DEF")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -74,25 +75,37 @@ class Op(NamedTuple):
     kernel: Callable[..., Any]
 
 
-def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Op:
-    """Define an op whose rows are independent.
+def define(
+    schema: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    vmap: Callable[..., tuple[Any, Any]] | None = None,
+) -> Op:
+    """Define an op.
 
     Args:
-        schema: the op's signature; tensors come first, all with the same leading dimensions.
+        schema: the op's signature.
         kernel: computes it from contiguous tensors.
         fake: returns empty tensors like the result, for tracing.
+        vmap: its rule for a mapped dimension. None: its rows are independent, all tensors come
+            first and have the same leading dimensions.
     """
     name = schema[: schema.index("(")]
 
+    def dense(x: Any) -> Any:
+        if isinstance(x, list):
+            return [dense(entry) for entry in x]  # pyright: ignore[reportUnknownVariableType]
+        return x.contiguous() if isinstance(x, Tensor) else x
+
     def from_anywhere(*args: Any) -> Any:
         # a compiler may choose other strides than the public function did
-        return kernel(*(x.contiguous() if isinstance(x, Tensor) else x for x in args))
+        return kernel(*map(dense, args))
 
     LIBRARY.define(schema)
     LIBRARY.impl(name, from_anywhere, "CompositeExplicitAutograd")
     traced = getattr(torch.ops.fastrssm, name).default
 
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+    def independent(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         # the mapped dimension becomes one more leading dimension
         def batched(x: Any, dim: int | None) -> Any:
             if not isinstance(x, Tensor):
@@ -104,7 +117,7 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
         return result, (0,) * len(result) if isinstance(result, tuple) else 0
 
     torch.library.register_fake(traced, fake, lib=LIBRARY)
-    torch.library.register_vmap(traced, vmap, lib=LIBRARY)
+    torch.library.register_vmap(traced, vmap or independent, lib=LIBRARY)
     return Op(traced, kernel)
 
 
@@ -124,11 +137,7 @@ def differentiable(forward: Op, backward: Op, tensors: int) -> Callable[..., Ten
         found = run(grad.contiguous(), *ctx.saved_tensors, *ctx.options)
         return *found, *(None for _ in ctx.options)
 
-    def refuse(ctx: Any, *grads: Any) -> None:
-        raise RuntimeError(
-            f"{forward.traced} has no second derivative, expected backend='reference', which has"
-        )
-
+    refuse = _refusal_of(forward)
     torch.library.register_autograd(
         forward.traced, partial(gradients, backward.traced), setup_context=save, lib=LIBRARY
     )
@@ -181,11 +190,137 @@ def differentiable(forward: Op, backward: Op, tensors: int) -> Callable[..., Ten
         if torch._C._are_functorch_transforms_active():
             return Transformed.apply(*args)
         inputs = args[:tensors]
-        plain = all(type(x) in (Tensor, Parameter) for x in inputs)
-        if not plain or torch._C._len_torch_dispatch_stack() > 0:
+        if not _PLAIN.issuperset(map(type, inputs)) or torch._C._len_torch_dispatch_stack() > 0:
             return forward.traced(*args)
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
             return Eager.apply(*args)
         return forward.kernel(*args)
 
     return call
+
+
+def differentiable_with_weights(
+    forward: Op, backward: Op, tensors: int
+) -> Callable[..., tuple[Tensor, ...]]:
+    """Join two ops with absent inputs, a list of weights and several results by autograd.
+
+    The forward op takes `tensors` tensors or None, a list of weights, options, and whether to keep
+    what its backward needs; it returns tensors, the last of which is that. The backward op takes
+    the gradients of the other results (None: zero), all that the forward op took, the list of its
+    results, and whether the gradient of each input and weight is wanted; it returns the list of
+    those. A second backward raises. The returned function takes what the forward op takes, except
+    for the last argument.
+    """
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        weights = inputs[tensors]
+        ctx.save_for_backward(*inputs[:tensors], *weights, *output)
+        ctx.end, ctx.options = tensors + len(weights), inputs[tensors + 1 :]
+        ctx.set_materialize_grads(False)
+
+    def gradients(
+        run: Callable[..., Any], ctx: Any, wanted: Sequence[bool], *grads: Tensor | None
+    ) -> list[Tensor | None]:
+        given = (None if g is None else g.contiguous() for g in grads[:-1])
+        saved, end = ctx.saved_tensors, ctx.end
+        args = *saved[:tensors], list(saved[tensors:end]), *ctx.options
+        found = iter(run(*given, *args, list(saved[end:]), list(wanted)))
+        return [next(found) if want else None for want in wanted]
+
+    def traced_gradients(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        wanted = *ctx.needs_input_grad[:tensors], *ctx.needs_input_grad[tensors]
+        found = gradients(backward.traced, ctx, wanted, *grads)
+        return *found[:tensors], found[tensors:], *(None for _ in ctx.options)
+
+    refuse = _refusal_of(forward)
+    torch.library.register_autograd(
+        forward.traced, traced_gradients, setup_context=save, lib=LIBRARY
+    )
+    torch.library.register_autograd(backward.traced, refuse, lib=LIBRARY)
+
+    # arguments of a Function are flat: the number of weights first
+    class Eager(Function):
+        @staticmethod
+        def forward(ctx: Any, weights: int, *flat: Any) -> tuple[Tensor, ...]:
+            end = tensors + weights
+            args = *flat[:tensors], flat[tensors:end], *flat[end:]
+            results = forward.kernel(*args)
+            save(ctx, args, results)
+            ctx.mark_non_differentiable(results[-1])
+            return results
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+            # with create_graph the op that refuses a second backward
+            run = backward.traced if torch.is_grad_enabled() else backward.kernel
+            found = gradients(run, ctx, ctx.needs_input_grad[1 : 1 + ctx.end], *grads)
+            return None, *found, *(None for _ in ctx.options)
+
+    # torch.func: the structure of the arguments first
+    class TransformedBackward(Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(spec: Any, *leaves: Any) -> Any:
+            return tuple(backward.traced(*_pytree.tree_unflatten(leaves, spec)))
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            pass
+
+        backward = staticmethod(refuse)
+
+    class Transformed(Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(spec: Any, *leaves: Any) -> tuple[Tensor, ...]:
+            return forward.traced(*_pytree.tree_unflatten(leaves, spec))
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            spec, *leaves = inputs
+            save(ctx, _pytree.tree_unflatten(leaves, spec), output)
+            ctx.leaves = len(leaves)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+            found = gradients(
+                partial(_apply_flat, TransformedBackward),
+                ctx,
+                ctx.needs_input_grad[1 : 1 + ctx.end],
+                *grads,
+            )
+            return None, *found, *(None for _ in range(ctx.leaves - ctx.end))
+
+    def call(*args: Any) -> tuple[Tensor, ...]:
+        given = *args[:tensors], *args[tensors]
+        keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
+        if torch.compiler.is_compiling():
+            return forward.traced(*args, keep)
+        if torch._C._are_functorch_transforms_active():
+            return _apply_flat(Transformed, *args, keep)
+        if not _PLAIN.issuperset(map(type, given)) or torch._C._len_torch_dispatch_stack() > 0:
+            return forward.traced(*args, keep)
+        if keep:
+            return Eager.apply(len(args[tensors]), *given, *args[tensors + 1 :], keep)
+        return forward.kernel(*args, keep)
+
+    return call
+
+
+_PLAIN = frozenset((Tensor, Parameter, type(None)))
+
+
+def _apply_flat(function: type[Function], *args: Any) -> Any:
+    leaves, spec = _pytree.tree_flatten(args)
+    return function.apply(spec, *leaves)
+
+
+def _refusal_of(forward: Op) -> Callable[..., None]:
+    def refuse(ctx: Any, *grads: Any) -> None:
+        raise RuntimeError(
+            f"{forward.traced} has no second derivative, expected backend='reference', which has"
+        )
+
+    return refuse
