@@ -15,7 +15,8 @@
 
 namespace py = pybind11;
 
-void define_gemm(py::module_& m);  // gemm_bindings.cpp
+void define_gemm(py::module_& m);       // gemm_bindings.cpp
+void define_losses(py::module_& m);     // loss_bindings.cpp
 void define_rssm_scan(py::module_& m);  // scan_bindings.cpp
 
 namespace {
@@ -135,6 +136,7 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "Compiled kernels. They trust their arguments; the ops in fastrssm.ops check them.";
   define_gaussian_kl(m);
   define_gemm(m);
+  define_losses(m);
   define_rssm_scan(m);
 #ifdef FASTRSSM_HAS_CUDA
   define_gaussian_kl_cuda(m);

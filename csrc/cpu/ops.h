@@ -23,4 +23,50 @@ void gaussian_kl_backward(const ComputeOf<T>* grad, const ComputeOf<T>* kl, cons
                           T* prior_std_grad, std::int64_t N, std::int64_t S, double post_scale,
                           double prior_scale, double free_nats, int threads);
 
+// Most classes of a variable; more have no kernel.
+constexpr std::int64_t kMostClasses = 1024;
+
+// Logits [N, G, K], kl [N]: KL(post || prior) summed over G variables of K classes. `unimix` is the
+// share of the uniform distribution in both. post_unit, prior_unit [N, G, K]: the gradients of kl,
+// or null: the pass that finds the value has all that they need.
+template <typename T>
+void categorical_kl_forward(const T* post_logits, const T* prior_logits, ComputeOf<T>* kl,
+                            T* post_unit, T* prior_unit, std::int64_t N, std::int64_t G,
+                            std::int64_t K, double unimix, int threads);
+
+// grad, kl [N]; the rest [N, S], S = G K. Scales and free nats as in gaussian_kl_backward.
+template <typename T>
+void categorical_kl_backward(const ComputeOf<T>* grad, const ComputeOf<T>* kl, const T* post_unit,
+                             const T* prior_unit, T* post_grad, T* prior_grad, std::int64_t N,
+                             std::int64_t S, double post_scale, double prior_scale,
+                             double free_nats, int threads);
+
+// target, mean, std [N, S], nll [N]: negative log likelihood summed over S, each element plus
+// `constant`, then times std if weight_by_std, times mask [N, mask_width]. std may be null, and is
+// 1 then; mask_width is 0 without a mask, 1 or S.
+template <typename T>
+void gaussian_nll_forward(const T* target, const T* mean, const T* std, const T* mask,
+                          ComputeOf<T>* nll, std::int64_t N, std::int64_t S,
+                          std::int64_t mask_width, double constant, bool weight_by_std,
+                          int threads);
+
+// grad [N]; the rest as above. The weight std has no gradient; without std std_grad is not written.
+template <typename T>
+void gaussian_nll_backward(const ComputeOf<T>* grad, const T* target, const T* mean, const T* std,
+                           const T* mask, T* mean_grad, T* std_grad, std::int64_t N, std::int64_t S,
+                           std::int64_t mask_width, bool weight_by_std, int threads);
+
+// All [N, T, B]: N batches of B sequences. discounts may be null, and is `discount` then.
+template <typename E>
+void lambda_return_forward(const E* rewards, const E* next_values, const E* discounts,
+                           ComputeOf<E>* returns, std::int64_t N, std::int64_t T, std::int64_t B,
+                           double discount, double lambda, int threads);
+
+// Without discounts discounts_grad is not written.
+template <typename E>
+void lambda_return_backward(const ComputeOf<E>* grad, const ComputeOf<E>* returns,
+                            const E* next_values, const E* discounts, E* rewards_grad,
+                            E* values_grad, E* discounts_grad, std::int64_t N, std::int64_t T,
+                            std::int64_t B, double discount, double lambda, int threads);
+
 }  // namespace fastrssm::cpu
