@@ -16,8 +16,9 @@ from numba.core.dispatcher import Dispatcher
 from numpy.typing import NDArray
 
 from fastrssm import _stepper
+from fastrssm.envs.compile import compile_function
 from fastrssm.envs.model import contact_count_address, library_path, parameter_views
-from fastrssm.envs.physics import Physics, arrays_of, compile_task
+from fastrssm.envs.physics import Physics, arrays_of
 from fastrssm.envs.tasks import Task
 
 _AUTORESET = {
@@ -131,26 +132,19 @@ def _models_of_threads(
     return pairs * num_threads if shared else pairs
 
 
-_COMPILED: dict[Task, dict[str, Any]] = {}
-
-
 def _compile(task: Task, arrays: Physics, width: int) -> dict[str, Any]:
-    """Compile the functions of `task` once per process."""
-    if task not in _COMPILED:
-        _COMPILED[task] = compile_task(
-            Physics(*(array.shape for array in arrays)),
-            width,
-            _function(task, "reset"),
-            _function(task, "observe"),
-            _function(task, "reward"),
-            _function(task, "finish") if task.finish else None,
-        )
-        _check_observe(_COMPILED[task]["observe"], arrays, width)
-    return _COMPILED[task]
+    """Compile the functions of `task`; tasks that share one share its compilation."""
+    shapes = Physics(*(array.shape for array in arrays))
+    roles = ["reset", "observe", "reward"] + ["finish"] * (task.finish is not None)
+    compiled = {
+        role: compile_function(role, _function(task, role), shapes, width) for role in roles
+    }
+    _check_observe(compiled["observe"], arrays, width)
+    return compiled
 
 
 def _function(task: Task, role: str) -> Any:
-    name = getattr(task, role, role)
+    name = getattr(task, role)
     function = getattr(import_module(task.domain), name, None)
     if not isinstance(function, Dispatcher):
         raise ValueError(

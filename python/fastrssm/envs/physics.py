@@ -1,4 +1,4 @@
-"""What a task function sees of one environment, and how it becomes a C function.
+"""What a task function sees of one environment, and what it may call.
 
 A task is written in Python over a `Physics`: named float64 arrays that lie in MuJoCo's own memory.
 numba compiles it to a C function, which the stepping loop calls without the GIL and without a copy.
@@ -8,14 +8,13 @@ numba compiles it to a C function, which the stepping loop calls without the GIL
 # pyright: reportAttributeAccessIssue=false
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import mujoco
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
+from numba import types  # pyright: ignore[reportPrivateImportUsage]
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -60,83 +59,6 @@ def arrays_of(model: mujoco.MjModel, data: mujoco.MjData, parameters: Any) -> Ph
     }
     views["xmat"] = data.xmat.reshape(model.nbody, 3, 3)
     return Physics(**views, **constants, parameters=parameters, engine=np.zeros(3))
-
-
-_DOUBLES = types.CPointer(types.float64)
-_FIELDS = types.CPointer(_DOUBLES)
-
-
-def compile_task(
-    shapes: Physics,
-    observation_size: int,
-    reset: Callable[..., None],
-    observe: Callable[..., None],
-    reward: Callable[..., float],
-    finish: Callable[..., float] | None,
-) -> dict[str, Any]:
-    """Compile the functions of a task to C functions over the addresses of a `Physics`.
-
-    Args:
-        shapes: the shape of each array of `Physics`.
-        observation_size: width of the concatenated sensors.
-        reset: njit (physics, rng): writes the initial pose; it alone may call `forward` and
-            `reset_data`.
-        observe: njit (physics, out): writes the concatenated sensors, out [observation_size].
-        reward: njit (physics) -> reward of one control step.
-        finish: njit (physics, total) -> reward of the whole step, or None for the sum.
-
-    Returns:
-        The compiled functions by name; `.address` is what C++ calls. Keep them while C++ does.
-    """
-
-    @numba.njit
-    def view(p: Any) -> Physics:
-        return Physics(
-            carray(p[0], shapes.qpos),
-            carray(p[1], shapes.qvel),
-            carray(p[2], shapes.act),
-            carray(p[3], shapes.ctrl),
-            carray(p[4], shapes.xpos),
-            carray(p[5], shapes.xmat),
-            carray(p[6], shapes.xipos),
-            carray(p[7], shapes.xanchor),
-            carray(p[8], shapes.geom_xpos),
-            carray(p[9], shapes.site_xpos),
-            carray(p[10], shapes.sensordata),
-            carray(p[11], shapes.subtree_com),
-            carray(p[12], shapes.subtree_linvel),
-            carray(p[13], shapes.subtree_angmom),
-            carray(p[14], shapes.jnt_type),
-            carray(p[15], shapes.jnt_limited),
-            carray(p[16], shapes.jnt_range),
-            carray(p[17], shapes.jnt_qposadr),
-            carray(p[18], shapes.geom_size),
-            carray(p[19], shapes.site_size),
-            carray(p[20], shapes.parameters),
-            carray(p[21], shapes.engine),
-        )
-
-    @numba.cfunc(types.void(_FIELDS, types.CPointer(types.uint32)))
-    def c_reset(p: Any, rng: Any) -> None:
-        reset(view(p), carray(rng, (RNG_WORDS,)))
-
-    @numba.cfunc(types.void(_FIELDS, _DOUBLES))
-    def c_observe(p: Any, out: Any) -> None:
-        observe(view(p), carray(out, (observation_size,)))
-
-    @numba.cfunc(types.float64(_FIELDS))
-    def c_reward(p: Any) -> float:
-        return reward(view(p))
-
-    compiled: dict[str, Any] = {"reset": c_reset, "observe": c_observe, "reward": c_reward}
-    if finish is not None:
-
-        @numba.cfunc(types.float64(_FIELDS, types.float64))
-        def c_finish(p: Any, total: float) -> float:
-            return finish(view(p), total)
-
-        compiled["finish"] = c_finish
-    return compiled
 
 
 @intrinsic
@@ -243,7 +165,9 @@ def randomize_joints(physics: Physics, rng: Any) -> None:
             for k in range(q + 3, q + 7):
                 physics.qpos[k] = uniform(rng, 0.0, 1.0)
                 square += physics.qpos[k] * physics.qpos[k]
-            physics.qpos[q + 3 : q + 7] /= math.sqrt(square)
+            # one by one: numba takes two seconds to compile an assignment to a slice
+            for k in range(q + 3, q + 7):
+                physics.qpos[k] /= math.sqrt(square)
 
 
 @numba.njit

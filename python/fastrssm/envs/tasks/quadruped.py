@@ -62,7 +62,8 @@ def _place(physics: Physics, x: float, y: float, orientation: Any) -> None:
     while True:
         reset_data(physics)
         physics.qpos[0], physics.qpos[1], physics.qpos[2] = x, y, z
-        physics.qpos[3:7] = orientation
+        for k in range(4):
+            physics.qpos[3 + k] = orientation[k]
         if forward(physics) == 0:
             break
         z += 0.01
