@@ -8,9 +8,7 @@
 namespace fastrssm::cpu {
 namespace {
 
-// values of k that are packed before the next panel is: their rows are read as they lie
-constexpr std::int64_t kPackBlock = 16, kMostPanel = 32;
-constexpr std::int64_t kPackBlockNumbers = kPackBlock * kMostPanel;
+constexpr std::int64_t kMostPanel = 32, kPackBlockNumbers = kPackBlock * kMostPanel;
 // rows of dy and x that are summed before the sum is added to the gradient
 constexpr std::int64_t kOuterBlock = 256;
 
@@ -220,12 +218,19 @@ void pack_rows_across(const Gemm<T>& gemm, const T* from, std::int64_t ld, std::
 // rows of the gradient that one thread computes
 std::int64_t share(std::int64_t N, int threads) { return (N + threads - 1) / threads; }
 
+// those of them that are packed at a time: half of what stays in the second-level cache
+template <typename T>
+std::int64_t packed_at_once(const Gemm<T>& gemm, std::int64_t N, int threads) {
+  const std::int64_t tile = row_bytes(gemm, gemm.tile, kOuterBlock);
+  return std::min(share(N, threads), kL2Bytes / 2 / tile * gemm.tile);
+}
+
 }  // namespace
 
 template <typename T>
 std::int64_t outer_product_bytes(const Gemm<T>& gemm, std::int64_t N, std::int64_t K, int threads) {
-  const std::int64_t rows = (row_bytes(gemm, share(N, threads), kOuterBlock) + 63) / 64 * 64;
-  return threads * (weight_bytes(gemm, K, kOuterBlock) + rows);
+  const std::int64_t rows = row_bytes(gemm, packed_at_once(gemm, N, threads), kOuterBlock);
+  return threads * (weight_bytes(gemm, K, kOuterBlock) + (rows + 63) / 64 * 64);
 }
 
 template <typename T>
@@ -233,6 +238,7 @@ void add_outer_products(const Gemm<T>& gemm, const T* dy, std::int64_t ldy, cons
                         std::int64_t ldx, std::int64_t R, std::int64_t N, std::int64_t K, T* dw,
                         std::int64_t ldw, void* workspace, int threads) {
   const std::int64_t bytes = outer_product_bytes(gemm, N, K, threads) / threads;
+  const std::int64_t step = packed_at_once(gemm, N, threads);
   const auto product = gemm.whole_tiles ? gemm.multiply : gemm.multiply_across;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int part = 0; part < threads; ++part) {
@@ -243,8 +249,11 @@ void add_outer_products(const Gemm<T>& gemm, const T* dy, std::int64_t ldy, cons
     for (std::int64_t r = 0; r < R && begin < end; r += kOuterBlock) {
       const std::int64_t count = std::min(kOuterBlock, R - r);
       pack_weights(gemm, x + r * ldx, 1, ldx, K, count, columns);
-      pack_rows_across(gemm, dy + r * ldy + begin, ldy, end - begin, count, rows);
-      product(gemm, rows, columns, end - begin, K, count, dw + begin * ldw, ldw, true);
+      for (std::int64_t n = begin; n < end; n += step) {
+        const std::int64_t height = std::min(step, end - n);
+        pack_rows_across(gemm, dy + r * ldy + n, ldy, height, count, rows);
+        product(gemm, rows, columns, height, K, count, dw + n * ldw, ldw, true);
+      }
     }
   }
 }

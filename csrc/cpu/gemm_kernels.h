@@ -20,6 +20,9 @@ namespace {
 
 // units of k that weights are asked for before they are used
 constexpr int kAhead = 16;
+// values of k that are packed before the next panel is: rows are read as they lie, and those of the
+// next block are asked for
+constexpr std::int64_t kPackBlock = 16;
 // packed operands that are used again and again: they stay in the second-level cache
 constexpr std::int64_t kL2Bytes = 512 * 1024;
 
@@ -161,6 +164,8 @@ FASTRSSM_TARGET void pack_panel(const float* from, std::int64_t ld, std::int64_t
     const float* row = from + k * ld;
     for (std::int64_t n = 0; n < to_width; n += 16) {
       const __mmask16 used = mask_of(width - n);
+      __builtin_prefetch(row + kPackBlock * ld + n);
+      __builtin_prefetch(row + (kPackBlock + 1) * ld + n);
       split<kPlanes>(_mm512_maskz_loadu_ps(used, row + n),
                      _mm512_maskz_loadu_ps(k + 1 < K ? used : 0, row + ld + n), terms);
       for (int p = 0; p < kPlanes; ++p) {
@@ -205,6 +210,7 @@ void pack_panel(const T* from, std::int64_t ld, std::int64_t K, std::int64_t wid
                 std::int64_t to_width, std::int64_t) {
   T* unit = reinterpret_cast<T*>(to);
   for (std::int64_t k = 0; k < K; ++k, from += ld, unit += to_width) {
+    for (std::int64_t n = 0; n < width; n += kLine) __builtin_prefetch(from + kPackBlock * ld + n);
     for (std::int64_t n = 0; n < width; ++n) unit[n] = stored<kRounded>(from[n]);
     for (std::int64_t n = width; n < to_width; ++n) unit[n] = T(0);
   }
