@@ -8,7 +8,9 @@
 namespace fastrssm::cpu {
 namespace {
 
-constexpr std::int64_t kMostPanel = 32, kPackBlockNumbers = kPackBlock * kMostPanel;
+// the largest that any table row below has
+constexpr std::int64_t kMostPanel = 32, kMostLine = 2 * kLine, kMostTile = 16;
+constexpr std::int64_t kPackBlockNumbers = kPackBlock * kMostPanel;
 // rows of dy and x that are summed before the sum is added to the gradient
 constexpr std::int64_t kOuterBlock = 256;
 
@@ -155,7 +157,6 @@ void pack_weights(const Gemm<T>& gemm, const T* w, std::int64_t stride_n, std::i
 template <typename T>
 void pack_rows(const Gemm<T>& gemm, Columns<T> first, Columns<T> second, std::int64_t M,
                void* packed) {
-  constexpr std::int64_t kMostLine = 2 * kLine;
   const std::int64_t line = kLine * gemm.pair, unit_line = kLine * gemm.unit_bytes;
   const std::int64_t K = first.K + second.K, lines = units_of(gemm, K) / kLine;
   // the first source fills whole lines, then one line takes from both
@@ -197,12 +198,21 @@ void pack_rows_across(const Gemm<T>& gemm, const T* from, std::int64_t ld, std::
     return packed + tiles.first(t) * gemm.planes * units * gemm.unit_bytes;
   };
   if (gemm.whole_tiles) {
-    for (std::int64_t m = 0; m < M; ++m) {
-      T row[kOuterBlock];
-      for (std::int64_t k = 0; k < K; ++k) row[k] = from[k * ld + m];
-      const std::int64_t step = gemm.tile * unit_line;
-      gemm.pack_lines(row, K, tile(m / gemm.tile) + m % gemm.tile * unit_line, step,
-                      units / kLine * step);
+    // lines want neighbours in k: a block of rows and a line at a time, read as it lies
+    const std::int64_t line = kLine * gemm.pair, step = gemm.tile * unit_line;
+    for (std::int64_t k = 0; k < K; k += line) {
+      for (std::int64_t t = 0; t < tiles.count; ++t) {
+        const std::int64_t count = std::min(line, K - k), rows = tiles.rows(t);
+        const T* corner = from + k * ld + tiles.first(t);
+        T block[kMostTile][kMostLine];
+        for (std::int64_t j = 0; j < count; ++j) {
+          for (std::int64_t i = 0; i < rows; ++i) block[i][j] = corner[j * ld + i];
+        }
+        for (std::int64_t i = 0; i < rows; ++i) {
+          char* to = tile(t) + k / line * step + i * unit_line;
+          gemm.pack_lines(block[i], count, to, step, units / kLine * step);
+        }
+      }
     }
     return;
   }
