@@ -60,7 +60,7 @@ def workload(case, mode, device="cpu"):
     return Workload("KL", f"gaussian {case.name}", mode, "float32", device, moved, providers)
 
 
-def workloads():
+def workloads(threads):
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         for case in GAUSSIAN_KL_BENCH:
             for mode in MODES:

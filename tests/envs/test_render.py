@@ -79,11 +79,24 @@ with Renderer(env, 501, 7, camera=1) as renderer:
     seen["tall"] = renderer.frames()
 seen["tall oracle"] = np.stack(list(draw_with_dm_control(env, 501, 7, 1)))
 
+# images as an observation
+env = make_vec("walker-walk", 2, pixels=(16, 24), render_threads=2)
+observation, _ = env.reset(seed=0)
+seen["first image"] = observation["image"]
+assert env.observation_space.contains(observation)
+seen["image"] = env.step(np.ones((2, 6)))[0]["image"]
+with Renderer(env, 16, 24) as renderer:
+    seen["image oracle"] = renderer.frames()
+with Renderer(env, 16, 24, camera=-1) as renderer:
+    seen["free"] = renderer.frames()
+env.close()
+
+env = make_vec("walker-walk", 3)
 forgotten = Renderer(env, 8, 8, num_threads=8)
 forgotten.frames()
+ours = [thread for thread in threading.enumerate() if thread.name.startswith("fastrssm")]
 env = forgotten = None
 gc.collect()
-ours = [thread for thread in threading.enumerate() if thread.name.startswith("fastrssm")]
 for thread in ours:
     thread.join(10)
 seen["left"] = sum(thread.is_alive() for thread in ours)
@@ -158,6 +171,18 @@ def test_any_size_whatever_the_model_offers(seen):
     np.testing.assert_array_equal(seen["tall"], seen["tall oracle"])
 
 
+def test_images_are_an_observation_of_the_state_after_the_step(seen):
+    assert (seen["image"].shape, seen["image"].dtype) == ((2, 16, 24, 3), np.dtype(np.uint8))
+    np.testing.assert_array_equal(seen["image"], seen["image oracle"])
+    assert (seen["image"] != seen["first image"]).any()
+    assert (seen["free"] != seen["image"]).any()
+
+
+def test_images_of_a_state_that_is_gone_are_refused():
+    with pytest.raises(ValueError, match=r"pixels is \(8, 8\), expected None"):
+        make_vec("walker-walk", pixels=(8, 8), autoreset_mode="SameStep")
+
+
 def test_contexts_end_with_their_threads(seen):
     assert seen["closed"]
     assert seen["left"] == 0
@@ -206,8 +231,8 @@ def test_switched_off():
     [
         ({"height": 0}, "height is 0, expected 1 to 16384"),
         ({"width": 20000}, "width is 20000, expected 1 to 16384"),
-        ({"camera": 2}, "camera is 2, expected 0 to 1"),
-        ({"camera": -1}, "camera is -1, expected 0 to 1"),
+        ({"camera": 2}, "camera is 2, expected -1 to 1"),
+        ({"camera": -2}, "camera is -2, expected -1 to 1"),
         ({"num_threads": 0}, "num_threads is 0, expected at least 1"),
     ],
 )

@@ -6,9 +6,10 @@ from fastrssm.envs.render import Renderer, write_video
 # isort: split
 from fastrssm.envs.dm_env_view import DmEnvView
 from fastrssm.envs.physics import Physics
+from fastrssm.envs.registration import make_vec, register_task
 from fastrssm.envs.state import VectorState
 from fastrssm.envs.tasks import TASKS, Task, find_task
-from fastrssm.envs.vector_env import MujocoVectorEnv, make_vec, register_task
+from fastrssm.envs.vector_env import MujocoVectorEnv
 
 __all__ = [
     "TASKS",

@@ -83,7 +83,7 @@ class _Camera:
         parameters: names of the entries of the model that each environment has its own of.
         height: of the image, pixels.
         width: of the image, pixels.
-        camera: number of the model's camera.
+        camera: number of the model's camera, or -1.
     """
 
     def __init__(self, model: Any, parameters: Sequence[str], height: int, width: int, camera: int):
@@ -95,8 +95,11 @@ class _Camera:
         self._scene: Any = mujoco.MjvScene(self._model, _MAX_GEOMS)
         self._option: Any = mujoco.MjvOption()
         self._view: Any = mujoco.MjvCamera()
-        self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._view.fixedcamid = camera
+        if camera < 0:
+            mujoco.mjv_defaultFreeCamera(self._model, self._view)
+        else:
+            self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+            self._view.fixedcamid = camera
         self._rect: Any = mujoco.MjrRect(0, 0, width, height)
         self._pixels = np.empty((height, width, 3), np.uint8)
         self._gl = _open_gl(height, width)
@@ -144,7 +147,8 @@ class Renderer:
         env: the environments, drawn as they stand when an image is asked for.
         height: of the image, pixels; any size, whatever the model's offscreen buffer.
         width: of the image, pixels.
-        camera: number of the model's camera; 0 is the side camera that follows the body.
+        camera: number of the model's camera; 0 is the side camera that follows the body, -1 one
+            that sees the whole model from where it stands.
         num_threads: threads that draw. Software OpenGL (llvmpipe) uses all cores by itself, and
             its contexts wait for each other: there a second thread gains nothing.
 
@@ -165,7 +169,7 @@ class Renderer:
         for name, value, low, high in (
             ("height", height, 1, _MAX_PIXELS),
             ("width", width, 1, _MAX_PIXELS),
-            ("camera", camera, 0, env.model.ncam - 1),
+            ("camera", camera, -1, env.model.ncam - 1),
         ):
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}, expected {low} to {high}")

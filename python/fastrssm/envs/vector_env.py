@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 
-import gymnasium
 import mujoco
 import numpy as np
 from gymnasium import spaces
@@ -20,8 +19,9 @@ from numpy.typing import NDArray
 from fastrssm.envs.loop import make_loop
 from fastrssm.envs.model import load_model, parameter_views
 from fastrssm.envs.physics import rng_words
+from fastrssm.envs.render import Renderer
 from fastrssm.envs.state import VectorState
-from fastrssm.envs.tasks import TASKS, Task, find_task
+from fastrssm.envs.tasks import Task, find_task
 
 # positions, velocities, controls and the solver's warm start: what the next step depends on
 _INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -44,6 +44,10 @@ class _Buffers(NamedTuple):
 
 class MujocoVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     """`num_envs` copies of one task, stepped together; observations equal dm_control's bit for bit.
+
+    (The few sensors that dm_control passes through NumPy's vector maths or BLAS, whose last bits
+    depend on the processor, are equal within rounding: hopper's and finger's touch, humanoid's
+    extremities, quadruped's force_torque, ball_state and target_position.)
 
     Use it from one thread and from the process that made it.
 
@@ -71,6 +75,8 @@ class MujocoVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         dtype: type[np.floating[Any]] = np.float32,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         copy: bool = True,
+        pixels: tuple[int, int] | None = None,
+        render_threads: int = 1,
     ):
         """Load the model, compile the task's functions and allocate the environments.
 
@@ -87,11 +93,16 @@ class MujocoVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
                 call `reset(options={"reset_mask": mask})`.
             copy: whether results are the caller's own. False: they are views of two buffers used
                 in turn, and hold until the next step but one.
+            pixels: height and width of a further observation "image", uint8 [h, w, 3], drawn by
+                the task's camera. None: no images.
+            render_threads: threads that draw, each with its own OpenGL context.
 
         Raises:
-            ValueError: unknown env_id or autoreset_mode, a number below 1, or a task that does not
-                fit its model or its functions.
+            ValueError: unknown env_id or autoreset_mode, a number below 1, a task that does not
+                fit its model or its functions, or pixels with SAME_STEP, which would have to draw
+                a state that is gone.
             TypeError: dtype is neither float32 nor float64.
+            RuntimeError: pixels are asked for and there is no OpenGL.
         """
         task = env_id if isinstance(env_id, Task) else find_task(env_id)
         repeat = task.action_repeat if action_repeat is None else action_repeat
@@ -103,6 +114,7 @@ class MujocoVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             ("action_repeat", repeat),
             ("episode_steps", steps),
             ("num_threads", threads),
+            ("render_threads", render_threads),
         ):
             if value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1")
@@ -116,6 +128,8 @@ class MujocoVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self.episode_steps: int = steps
         self._control_steps = task.episode_steps if episode_steps is None else steps * repeat
         self._mode = AutoresetMode(autoreset_mode)
+        if pixels is not None and self._mode is AutoresetMode.SAME_STEP:
+            raise ValueError(f"pixels is {pixels}, expected None with autoreset_mode SAME_STEP")
         self.metadata = {**type(self).metadata, "autoreset_mode": self._mode}
         self.model: mujoco.MjModel = load_model(task)
         # a diverged state must be seen, not silently replaced by the initial pose
@@ -147,9 +161,15 @@ class MujocoVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         )
         self._stepper = self._loop.stepper
 
-        self.single_observation_space = spaces.Dict(
-            {name: spaces.Box(-np.inf, np.inf, (size,), dtype) for name, size, _ in task.sensors}
-        )
+        boxes: dict[str, spaces.Space[Any]] = {
+            name: spaces.Box(-np.inf, np.inf, (size,), dtype) for name, size, _ in task.sensors
+        }
+        self._renderer: Renderer | None = None
+        if pixels is not None:
+            camera = min(task.camera, self.model.ncam - 1)
+            self._renderer = Renderer(self, *pixels, camera=camera, num_threads=render_threads)
+            boxes["image"] = spaces.Box(0, 255, (*pixels, 3), np.uint8)
+        self.single_observation_space = spaces.Dict(boxes)
         self.single_action_space = spaces.Box(-1.0, 1.0, (self.model.nu,), dtype)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -209,7 +229,7 @@ class MujocoVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         observation[:] = previous
         self._stepper.reset(mask, observation)
         self._is_reset = True
-        return self._by_sensor(observation.copy() if self._copy else observation), {}
+        return self._observed(observation.copy() if self._copy else observation), {}
 
     def step(self, actions: NDArray[Any]) -> StepResult:
         """Take one step everywhere; what follows an episode's end is `autoreset_mode`'s choice.
@@ -291,7 +311,7 @@ class MujocoVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             infos["final_info"] = {}
             infos["_final_obs"] = infos["_final_info"] = out.truncated
         terminated = np.zeros(self.num_envs, np.bool_)
-        return self._by_sensor(out.observation), out.reward, terminated, out.truncated, infos
+        return self._observed(out.observation), out.reward, terminated, out.truncated, infos
 
     def _check_idle(self, call: str) -> None:
         if self.closed:
@@ -304,6 +324,8 @@ class MujocoVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         if self._pending:
             self._stepper.wait()
         self._pending = False
+        if self._renderer is not None:
+            self._renderer.close()
         del self._stepper, self._loop, self.data
 
     def state(self) -> VectorState:
@@ -351,30 +373,12 @@ class MujocoVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self._stepper.observe(self._buffers[0].observation)
         self._is_reset = bool(state.is_reset)
 
+    def _observed(self, observation: NDArray[Any]) -> Observation:
+        found = self._by_sensor(observation)
+        if self._renderer is not None:
+            found["image"] = self._renderer.frames()
+        return found
+
     def _by_sensor(self, observation: NDArray[Any]) -> Observation:
         names = (name for name, _, _ in self.task.sensors)
         return dict(zip(names, np.split(observation, self._ends, axis=1), strict=True))
-
-
-def make_vec(env_id: str | Task, num_envs: int = 1, **kwargs: Any) -> MujocoVectorEnv:
-    """Make `num_envs` environments of `env_id`; see `MujocoVectorEnv` for the keyword arguments."""
-    return MujocoVectorEnv(env_id, num_envs, **kwargs)
-
-
-def register_task(env_id: str, task: Task) -> None:
-    """Make `task` known by name to `make_vec`, the command line and gymnasium.
-
-    After `register_task("slider-centre", task)` in a module `my_tasks`, others find it as
-    `make_vec("my_tasks:slider-centre")`, `--env my_tasks:slider-centre` and
-    `gymnasium.make_vec("my_tasks:fastrssm/slider-centre-v0")`.
-
-    Raises:
-        ValueError: the name belongs to another task.
-    """
-    if TASKS.setdefault(env_id, task) != task:
-        raise ValueError(f"env_id is {env_id!r}, which is the name of another task")
-    gymnasium.register(
-        f"fastrssm/{env_id}-v0",
-        vector_entry_point="fastrssm.envs.vector_env:make_vec",
-        kwargs={"env_id": env_id},
-    )

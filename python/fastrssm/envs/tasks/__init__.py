@@ -24,6 +24,7 @@ class Task:
         reset: njit function of that module that draws the initial pose.
         observe: njit function of that module that writes the sensors.
         edit: function of that module that changes the `mujoco.MjSpec` before it is compiled.
+        camera: number of the model's camera that draws pixels.
         parameters: entries of the model that `reset` draws anew, for example
             "geom_pos[target,0]": array, element, column. It writes them to `physics.parameters`.
             What MuJoCo derives from an entry when it compiles a model is not derived again.
@@ -43,6 +44,7 @@ class Task:
     reset: str = "reset"
     observe: str = "observe"
     edit: str | None = None
+    camera: int = 0
     parameters: tuple[str, ...] = ()
 
 
@@ -176,6 +178,7 @@ def _quadruped(
         observe=observe,
         reward=name,
         edit=f"edit_{name}",
+        camera=2,
         sensors=(
             ("egocentric_state", 44, "first"),
             ("torso_velocity", 3, "second"),
