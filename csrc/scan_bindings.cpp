@@ -23,19 +23,10 @@ T* at(const Addresses& addresses, std::size_t i) {
   return reinterpret_cast<T*>(addresses.at(i));
 }
 
-Precision precision_named(const std::string& name) {
-  if (name == "float32") return Precision::kFloat32;
-  if (name == "bfloat16") return Precision::kBFloat16;
-  if (name == "split3") return Precision::kSplit3;
-  if (name == "split6") return Precision::kSplit6;
-  throw py::value_error("precision is '" + name +
-                        "', expected float32, bfloat16, split3 or split6");
-}
-
 // Calls `run` with the products of torch's dtype.
 template <typename Run>
 auto with_gemm(const std::string& dtype, const std::string& precision, Run run) {
-  const Precision chosen = precision_named(precision);
+  const Precision chosen = fastrssm::cpu::precision_named(precision);
   if (dtype == "torch.float32") return run(fastrssm::cpu::choose_gemm<float>(chosen));
   if (dtype == "torch.float64") return run(fastrssm::cpu::choose_gemm<double>(chosen));
   throw py::type_error("dtype is " + dtype + ", expected torch.float32 or torch.float64");
