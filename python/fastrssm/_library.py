@@ -301,7 +301,8 @@ def differentiable_with_weights(
         if torch._C._are_functorch_transforms_active():
             return _apply_flat(Transformed, *args, keep)
         if not _PLAIN.issuperset(map(type, given)) or torch._C._len_torch_dispatch_stack() > 0:
-            return forward.traced(*args, keep)
+            # modes look into lists, not into subclasses of them
+            return forward.traced(*args[:tensors], [*args[tensors]], *args[tensors + 1 :], keep)
         if keep:
             return Eager.apply(len(args[tensors]), *given, *args[tensors + 1 :], keep)
         return forward.kernel(*args, keep)

@@ -4,7 +4,14 @@ import pytest
 import torch
 from scan_cases import VARIANTS, Textbook, assert_same_run, inputs
 
+from fastrssm._dispatch import OPS, use_backend
 from fastrssm.ops import rssm_imagine
+
+
+@pytest.fixture(autouse=True, params=OPS["rssm_imagine"])
+def every_backend(request):
+    with use_backend(request.param):
+        yield
 
 
 def imagine(book: Textbook, x: dict[str, torch.Tensor]):

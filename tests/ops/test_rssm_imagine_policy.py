@@ -4,7 +4,14 @@ import pytest
 import torch
 from scan_cases import VARIANTS, Textbook, assert_same_run, inputs
 
+from fastrssm._dispatch import OPS, use_backend
 from fastrssm.ops import rssm_imagine_policy
+
+
+@pytest.fixture(autouse=True, params=OPS["rssm_imagine_policy"])
+def every_backend(request):
+    with use_backend(request.param):
+        yield
 
 
 def imagine(book: Textbook, x: dict[str, torch.Tensor], *, detach: bool):
@@ -47,4 +54,4 @@ def test_detaching_changes_gradients_only():
     # the first action depends on the first state only through what the policy sees
     assert torch.autograd.grad(plain.action[0].sum(), x["deter"], retain_graph=True)[0].any()
     cut = torch.autograd.grad(detached.action[0].sum(), x["deter"], allow_unused=True)[0]
-    assert cut is None
+    assert cut is None or not cut.any()

@@ -4,7 +4,14 @@ import pytest
 import torch
 from scan_cases import VARIANTS, Textbook, assert_same_run, inputs, some_first
 
+from fastrssm._dispatch import OPS, use_backend
 from fastrssm.ops import rssm_observe, rssm_observe_policy
+
+
+@pytest.fixture(autouse=True, params=OPS["rssm_observe_policy"])
+def every_backend(request):
+    with use_backend(request.param):
+        yield
 
 
 def observe(book: Textbook, x: dict[str, torch.Tensor], is_first=None, idm=False):

@@ -1,19 +1,95 @@
 """The scans on the CPU: packed weights and calls of the native kernel."""
 
+import functools
 import threading
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fastrssm.ops.rssm_plan import PARTS, TensorTable
+from fastrssm.ops.rssm_plan import PARTS, SIZES, TensorTable
 
 # inputs that have a gradient
 _LEARNT = (0, 1, 5, 6, 7)
-# numbers that describe a scan; the parts of the layers follow
-_SIZES = 14
-_PACKS: TensorTable["_Pack"] = TensorTable(8)
 _PACKING = threading.Lock()
+
+
+class Packs:
+    """The weights of a scan in the forms of the kernel, kept while the weights stay as they are.
+
+    A change through `.data` shows in no version. Such changes belong to training, so weights that
+    are learnt are packed at every call with gradient; calls without then find the new ones.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], structure: Sequence[int]) -> None:
+        """Keep the addresses of the weights, four a layer, not the weights."""
+        self.addresses = _spread(structure, [x.data_ptr() for x in weights])
+        self._forms: dict[tuple[str, bool], tuple[Tensor, list[int] | None]] = {}
+
+    def address(
+        self,
+        weights: Sequence[Tensor],
+        layout: list[int],
+        precision: str,
+        *,
+        transposed: bool,
+        learning: bool,
+    ) -> int:
+        """Return the address of one form, up to date."""
+        try:
+            versions = [x._version for x in weights]
+        except RuntimeError:
+            # tensors of inference mode have none: packed at every call
+            versions = None
+        form = precision, transposed
+        with _PACKING:
+            buffer, packed = self._forms.get(form, (None, None))
+            if buffer is None or learning or packed != versions or versions is None:
+                buffer = self._pack(buffer, weights[0].dtype, layout, form)
+                self._forms[form] = buffer, versions
+        return buffer.data_ptr()
+
+    def _pack(
+        self, buffer: Tensor | None, dtype: torch.dtype, layout: list[int], form: tuple[str, bool]
+    ) -> Tensor:
+        from fastrssm import _native
+
+        precision, transposed = form
+        if buffer is None:
+            # as many for all T and B
+            size = _native.rssm_scan_packed_bytes(str(dtype), precision, layout, transposed)
+            buffer = torch.empty(size, dtype=torch.uint8)
+        # while it is written it holds nothing, whatever happens
+        self._forms[form] = buffer, None
+        _native.rssm_scan_pack(
+            torch.get_num_threads(), str(dtype), precision, layout, self.addresses, transposed,
+            buffer.data_ptr(),
+        )  # fmt: skip
+        return buffer
+
+
+_PACKS: TensorTable[Packs] = TensorTable(8)
+
+
+class Weights(list[Tensor]):
+    """All parts of all layers, with their packs: what `packs_of` would find."""
+
+    def __init__(self, tensors: Sequence[Tensor], packs: Packs) -> None:
+        """Join them."""
+        super().__init__(tensors)
+        self.packs = packs
+
+
+def packs_of(weights: Sequence[Tensor], structure: Sequence[int]) -> Packs:
+    """Return the packs of these tensors: the same ones while they live and stay where they are."""
+    if isinstance(weights, Weights):
+        return weights.packs
+    key = *map(id, weights), *(x.data_ptr() for x in weights), *structure
+    packs = _PACKS.get(key)
+    if packs is None:
+        packs = Packs(weights, structure)
+        _PACKS.put(key, weights, packs)
+    return packs
 
 
 def forward(
@@ -23,16 +99,18 @@ def forward(
     constants: Sequence[float],
     precision: str,
     results: Sequence[Tensor],
+    keep: bool,
 ) -> None:
     """Fill the results of a scan; arguments as in the op `rssm_scan`."""
     from fastrssm import _native
 
-    layout = _layout(inputs, structure)
-    addresses = _spread(structure, weights)
-    pack = _packed(weights, layout, addresses, precision, transposed=False)
+    layout, packs = _layout(inputs, structure), packs_of(weights, structure)
+    learning = keep and any(x.requires_grad for x in weights)
+    pack = packs.address(weights, layout, precision, transposed=False, learning=learning)
     _native.rssm_scan_forward(
-        torch.get_num_threads(), str(results[0].dtype), precision, layout, list(constants),
-        [_address(x) for x in inputs], addresses, pack.data_ptr(), [x.data_ptr() for x in results],
+        torch.get_num_threads(), str(results[0].dtype), precision, layout, constants,
+        [0 if x is None else x.data_ptr() for x in inputs],
+        packs.addresses, pack, [x.data_ptr() for x in results],
     )  # fmt: skip
 
 
@@ -50,78 +128,39 @@ def backward(
     """Fill the gradients of inputs and weights; None: not wanted."""
     from fastrssm import _native
 
-    layout = _layout(inputs, structure)
-    addresses = _spread(structure, weights)
-    pack = _packed(weights, layout, addresses, precision, transposed=True)
+    def addresses(tensors: Sequence[Tensor | None]) -> list[int]:
+        return [0 if x is None else x.data_ptr() for x in tensors]
+
+    layout, packs = _layout(inputs, structure), packs_of(weights, structure)
+    learning = any(x is not None for x in weight_grads)
+    pack = packs.address(weights, layout, precision, transposed=True, learning=learning)
     _native.rssm_scan_backward(
-        torch.get_num_threads(), str(results[0].dtype), precision, layout, list(constants),
-        [_address(x) for x in inputs], addresses, pack.data_ptr(), [x.data_ptr() for x in results],
-        [_address(x) for x in grads], [_address(input_grads[i]) for i in _LEARNT],
-        _spread(structure, weight_grads),
+        torch.get_num_threads(), str(results[0].dtype), precision, layout, constants,
+        addresses(inputs), packs.addresses, pack,
+        addresses(results), addresses(grads), addresses([input_grads[i] for i in _LEARNT]),
+        _spread(structure, addresses(weight_grads)),
     )  # fmt: skip
 
 
-def kept_width(structure: Sequence[int]) -> int:
+@functools.cache
+def kept_width(structure: tuple[int, ...]) -> int:
     """Return how many numbers the forward scan keeps for each step and sequence."""
     from fastrssm import _native
 
-    return _native.rssm_scan_saved_numel([1, 1, *structure[:_SIZES]])
+    return _native.rssm_scan_saved_numel([1, 1, *structure[:SIZES]])
 
 
 def _layout(inputs: Sequence[Tensor | None], structure: Sequence[int]) -> list[int]:
     noise = inputs[2]
     assert noise is not None
-    return [*noise.shape[:2], *structure[:_SIZES]]
+    return [*noise.shape[:2], *structure[:SIZES]]
 
 
-def _address(x: Tensor | None) -> int:
-    # that of an empty tensor is 0 too
-    return 0 if x is None else x.data_ptr()
-
-
-def _spread(structure: Sequence[int], present: Sequence[Tensor | None]) -> list[int]:
-    """Four addresses per layer, 0 where it lacks a part."""
-    found = iter(present)
+def _spread(structure: Sequence[int], addresses: Sequence[int]) -> list[int]:
+    """Four addresses a layer, 0 where it lacks a part."""
+    found = iter(addresses)
     return [
-        _address(next(found)) if parts >> i & 1 else 0
-        for parts in structure[_SIZES:]
+        next(found) if parts >> i & 1 else 0
+        for parts in structure[SIZES:]
         for i in range(len(PARTS))
     ]
-
-
-class _Pack:
-    """Weights in the form of a kernel, and the addresses and versions of those in it."""
-
-    def __init__(self, size: int) -> None:
-        self.buffer = torch.empty(size, dtype=torch.uint8)
-        self.state: object = None
-
-
-def _packed(
-    weights: Sequence[Tensor], layout: list[int], addresses: list[int], precision: str,
-    transposed: bool,
-) -> Tensor:  # fmt: skip
-    """Return the weights packed for the CPU, from the table unless they have changed.
-
-    A change through `.data` shows in neither address nor version, so it is not seen.
-    """
-    from fastrssm import _native
-
-    threads, dtype = torch.get_num_threads(), str(weights[0].dtype)
-    # packs are the same for all T and B
-    key = *map(id, weights), *layout[2:], precision, transposed
-    # tensors of inference mode have no version: packed at every call
-    inference = any(x.is_inference() for x in weights)
-    state = None if inference else (addresses, [x._version for x in weights])
-    with _PACKING:
-        pack = _PACKS.get(key)
-        if pack is None:
-            pack = _Pack(_native.rssm_scan_packed_bytes(dtype, precision, layout, transposed))
-            _PACKS.put(key, weights, pack)
-        if state is None or pack.state != state:
-            pack.state = None
-            _native.rssm_scan_pack(
-                threads, dtype, precision, layout, addresses, transposed, pack.buffer.data_ptr()
-            )
-            pack.state = state
-        return pack.buffer

@@ -18,6 +18,8 @@ HEADS: tuple[Heads, ...] = ("split", "joint")
 LATENTS: tuple[Latent, ...] = ("gaussian", "categorical")
 # parts of a layer, in the order of `Layer`; a bit each in `Plan.structure`
 PARTS = Layer._fields
+# numbers in `Plan.structure` before those of the layers
+SIZES = 14
 V = TypeVar("V")
 
 
@@ -32,6 +34,8 @@ class Plan(NamedTuple):
     sizes: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    # all weights are contiguous
+    dense: bool
     # backends that cannot run it, and why
     refused: dict[Backend, str]
 
@@ -101,6 +105,9 @@ def make_plan(
     split, categorical = heads == "split", latent == "categorical"
     if split and categorical:
         raise ValueError("heads is 'split', expected 'joint' for a categorical latent")
+    for name, layers in (("weights.head", weights.head), ("policy.layers", policy and policy[0])):
+        if layers == ():
+            raise ValueError(f"{name} is empty, expected at least one layer")
     first = weights.cell_input.weight
     for name, layer in _named(weights, policy):
         for part, x in zip(PARTS, layer, strict=True):
@@ -111,10 +118,14 @@ def make_plan(
             raise ValueError(f"{name}.weight has shape {shape}, expected [..., out, in]")
     D = first.shape[0] // 3
     out = weights.head[-1].weight.shape[-2]
-    S = out if split or categorical else out // 2
+    halved = len(weights.head) == 1 if split else not categorical
+    S = out // 2 if halved else out
     if groups < 1 or S % groups:
         raise ValueError(f"groups is {groups}, expected a divisor of the latent's size {S}")
     torch_gru = cell == "torch_gru"
+    if (weights.cell_state is None) == torch_gru:
+        kind, other = ("None", "a Layer") if torch_gru else ("a Layer", "None")
+        raise ValueError(f"weights.cell_state is {kind}, expected {other} for cell={cell!r}")
     reads = first.shape[-1] - (0 if torch_gru else D)
     pre = weights.pre
     A = (reads if pre is None else pre.weight.shape[-1]) - S
@@ -125,9 +136,6 @@ def make_plan(
     if pre is not None:
         _check_layer("weights.pre", pre, (reads, S + A))
     _check_layer("weights.cell_input", weights.cell_input, (3 * D, first.shape[-1]))
-    if (weights.cell_state is None) == torch_gru:
-        kind = "None" if torch_gru else "a Layer"
-        raise ValueError(f"weights.cell_state is {kind}, expected the other for cell={cell!r}")
     if weights.cell_state is not None:
         _check_layer("weights.cell_state", weights.cell_state, (3 * D, D))
     width = _check_net("weights.head", weights.head, D, S if split else out, split, observe)
@@ -152,14 +160,17 @@ def make_plan(
     if reason := _cpu_refusal(weights, policy, cell, split, completed, (width, policy_width)):
         refused["cpu"] = reason
     sizes = wide, given, drawn, inferred, 0, D, S, wide_policy
-    return Plan(structure, sizes, first.dtype, first.device, refused)
+    dense = all(x is None or x.is_contiguous() for x in flatten(weights, policy))
+    return Plan(structure, sizes, first.dtype, first.device, dense, refused)
 
 
 def flatten(weights: RSSMWeights, policy: PolicyWeights | None) -> tuple[Tensor | None, ...]:
-    """Return all parts of all layers, four each."""
-    layers = [layer for layer in weights[:3] if layer is not None]
+    """Return all parts of all layers, four each; absent layers have none."""
+    pre, cell_input, cell_state, head = weights
     return tuple(
-        chain.from_iterable((*layers, *weights.head, *(() if policy is None else policy.layers)))
+        chain(
+            pre or (), cell_input, cell_state or (), *head, *(() if policy is None else policy[0])
+        )
     )
 
 

@@ -40,8 +40,7 @@ class Call(NamedTuple):
     """A checked call of a scan: everything in one dtype on one device, and what will run it."""
 
     inputs: Inputs
-    weights: RSSMWeights
-    policy: PolicyWeights | None
+    weights: list[Tensor]
     plan: Plan
     backend: Backend
     constants: tuple[float, float, float]
@@ -59,7 +58,7 @@ class Call(NamedTuple):
 # the axis of B in each input
 _AXES = (1, 1, 1, 1, 1, 0, 0, 1)
 _OPTIONAL = ("is_first", "policy_proj")
-_PLANS: TensorTable[Plan] = TensorTable(32)
+_PLANS: TensorTable[tuple[Plan, rssm_cpu.Packs | None]] = TensorTable(8)
 _PLAIN = frozenset((Tensor, Parameter))
 _PRECISIONS = {"highest": "float32", "high": "split3", "medium": "bfloat16"}
 
@@ -102,7 +101,7 @@ def prepare(
         inputs, weights, policy = _pytree.tree_map(_widened, (inputs, weights, policy))
     observe, projected = op.startswith("rssm_observe"), inputs.policy_proj is not None
     variant = cell, heads, latent, groups, observe, projected, detach
-    plan = _plan(weights, policy, variant)
+    plan, tensors = _plan(weights, policy, variant)
     min_std, unimix, action_min_std = constants
     if not 0.0 <= min_std < float("inf"):
         raise ValueError(f"min_std is {min_std}, expected a finite number of at least 0")
@@ -117,7 +116,7 @@ def prepare(
             if noise is not None and noise.requires_grad:
                 wanted = "expected noise without requires_grad, or backend='reference'"
                 raise ValueError(f"{name} requires grad, {wanted}")
-    return Call(inputs, weights, policy, plan, chosen, constants, mixed)
+    return Call(inputs, tensors, plan, chosen, constants, mixed)
 
 
 def scan(call: Call) -> tuple[Tensor, ...]:
@@ -128,8 +127,8 @@ def scan(call: Call) -> tuple[Tensor, ...]:
         empty), action [T, B, A] (without a policy: empty), and what was kept for backward.
     """
     plan = call.plan
-    weights = [x.contiguous() for x in flatten(call.weights, call.policy) if x is not None]
-    inputs = (None if x is None else x.contiguous() for x in call.inputs)
+    weights = call.weights if plan.dense else [x.contiguous() for x in call.weights]
+    inputs = [None if x is None else x.contiguous() for x in call.inputs]
     exact = plan.dtype == torch.float64
     precision = "float32" if exact else "bfloat16" if call.mixed else _precision()
     return _scan(*inputs, weights, plan.structure, call.constants, precision, call.backend)
@@ -140,20 +139,26 @@ def stats_of(latent: Latent, groups: int, mean: Tensor, std: Tensor) -> tuple[Te
     return (mean, std) if latent == "gaussian" else (mean.unflatten(-1, (groups, -1)),)
 
 
-def _plan(weights: RSSMWeights, policy: PolicyWeights | None, variant: tuple[Any, ...]) -> Plan:
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return make_plan(weights, policy, *variant)
+def _plan(
+    weights: RSSMWeights, policy: PolicyWeights | None, variant: tuple[Any, ...]
+) -> tuple[Plan, list[Tensor]]:
     flat = flatten(weights, policy)
     tensors = [x for x in flat if x is not None]
-    if not _PLAIN.issuperset(map(type, tensors)):
-        return make_plan(weights, policy, *variant)
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or not _PLAIN.issuperset(map(type, tensors))
+    ):
+        return make_plan(weights, policy, *variant), tensors
     # the address as well: of the same parameter after `.data = ...`
-    key = variant, *map(id, flat), *(x.data_ptr() for x in tensors)
-    plan = _PLANS.get(key)
+    key = variant, *map(id, flat), *[x.data_ptr() for x in tensors]
+    plan, packs = _PLANS.get(key) or (None, None)
     if plan is None:
         plan = make_plan(weights, policy, *variant)
-        _PLANS.put(key, tensors, plan)
-    return plan
+        if plan.dense and plan.device.type == "cpu":
+            packs = rssm_cpu.packs_of(tensors, plan.structure)
+        _PLANS.put(key, tensors, (plan, packs))
+    return plan, tensors if packs is None else rssm_cpu.Weights(tensors, packs)
 
 
 def _precision() -> str:
@@ -180,11 +185,9 @@ def _check_inputs(inputs: Inputs, plan: Plan) -> None:
             continue
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} is a {type(x).__name__}, expected a Tensor")
-        dtype = plan.dtype
+        shape, dtype = (T, B, size) if axis else (B, size), plan.dtype
         if name == "is_first":
             shape, dtype = (T, B), torch.bool
-        else:
-            shape = (T, B, size) if axis else (B, size)
         if x.shape != shape:
             raise ValueError(f"{name} has shape {list(x.shape)}, expected {list(shape)}")
         if x.dtype != dtype:
@@ -195,29 +198,27 @@ def _check_inputs(inputs: Inputs, plan: Plan) -> None:
 
 def _empty_results(*args: Any) -> tuple[Tensor, ...]:
     noise, structure, keep = args[2], args[9], args[-1]
-    D, S, A = structure[:3]
+    D, S, A, *_ = structure
     categorical, policy = structure[6] == 1, structure[10] > 0
     T, B, _ = noise.shape
-
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=noise.dtype, device=noise.device)
-
+    like: dict[str, Any] = {"dtype": noise.dtype, "device": noise.device}
+    stoch = torch.empty((T, B, S), **like)
     return (
-        empty(T, B, D),
-        empty(T, B, S),
-        empty(T, B, S),
-        empty(0) if categorical else empty(T, B, S),
-        empty(T, B, A) if policy else empty(0),
-        empty(T * B * rssm_cpu.kept_width(structure)) if keep else empty(0),
+        torch.empty((T, B, D), **like),
+        stoch,
+        torch.empty_like(stoch),
+        torch.empty(0, **like) if categorical else torch.empty_like(stoch),
+        torch.empty((T, B, A) if policy else 0, **like),
+        torch.empty(T * B * rssm_cpu.kept_width(tuple(structure)) if keep else 0, **like),
     )
 
 
 def _forward(*args: Any) -> tuple[Tensor, ...]:
-    inputs, (weights, structure, constants, precision, _, _) = args[:8], args[8:]
+    inputs, (weights, structure, constants, precision, _, keep) = args[:8], args[8:]
     results = _empty_results(*args)
     # an empty batch has nothing to compute
     if inputs[2].shape[1]:
-        rssm_cpu.forward(inputs, weights, structure, constants, precision, results)
+        rssm_cpu.forward(inputs, weights, structure, constants, precision, results, keep)
     return results
 
 
