@@ -113,9 +113,7 @@ def test_each_entry_has_its_own_gradient_of_the_weights(mapped):
         return imagine(args, options, backend, gates=gates, deter=deter).square().sum()
 
     def given(i):
-        return [
-            x if dim is None else x + 0.1 * i for x, dim in zip((gates, deter), mapped, strict=True)
-        ]
+        return [x if d is None else x + 0.1 * i for x, d in zip(pair, mapped, strict=True)]
 
     several = [torch.stack([given(i)[k] for i in range(3)]) for k in range(2)]
     several = [x if dim == 0 else x[0] for x, dim in zip(several, mapped, strict=True)]
