@@ -17,10 +17,13 @@ _NAMES: tuple[Backend, ...] = get_args(Backend)
 # every op that has a card, with its backends
 OPS: dict[str, tuple[Backend, ...]] = {
     "gaussian_kl": ("reference", "cpu", "triton", "cuda"),
-    "rssm_observe": ("reference",),
-    "rssm_imagine": ("reference",),
-    "rssm_observe_policy": ("reference",),
-    "rssm_imagine_policy": ("reference",),
+    "categorical_kl": ("reference", "cpu"),
+    "gaussian_nll": ("reference", "cpu"),
+    "lambda_return": ("reference", "cpu"),
+    "rssm_observe": ("reference", "cpu"),
+    "rssm_imagine": ("reference", "cpu"),
+    "rssm_observe_policy": ("reference", "cpu"),
+    "rssm_imagine_policy": ("reference", "cpu"),
 }
 _ORDER: dict[str, tuple[Backend, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 _NOTHING: Mapping[Backend, str] = {}
