@@ -1,17 +1,19 @@
 """Multi-layer perceptrons, image encoders and decoders; names of parameters as in AIME's files."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Generic, Literal, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from fastrssm.models.distributions import Bernoulli, Normal
 from fastrssm.ops import Layer
 
 Activation = Literal["elu", "swish"]
 Norm = Literal["none", "layer"]
+V = TypeVar("V")
 IMAGE_SHAPE = (3, 64, 64)
 IMAGE_EMBED = 1024
 
@@ -75,13 +77,61 @@ def split_input(layers: tuple[Layer, ...], size: int) -> tuple[tuple[Layer, ...]
     The first part stays in the loop of a scan; the second is projected before it.
     """
     first = layers[0]
-    inner = first._replace(weight=first.weight[:, :size], bias=None)
+    inner = first._replace(weight=first.weight[:, :size].contiguous(), bias=None)
     return (inner, *layers[1:]), Layer(first.weight[:, size:], first.bias)
 
 
 def project(x: Tensor, layer: Layer) -> Tensor:
     """Apply the part of a layer that `split_input` takes out of the loop."""
     return F.linear(x, layer.weight, layer.bias)
+
+
+class Merged(Generic[V]):
+    """What is made of the parameters of some modules, made once while no gradient is wanted.
+
+    It is made again when a parameter has changed, and at every call that wants a gradient: a
+    training step may change parameters through `.data`, which shows in no version.
+    """
+
+    def __init__(self) -> None:
+        """Hold nothing yet."""
+        # identities, addresses and versions; what keeps the first two from being used again; result
+        self._kept: tuple[list[tuple[int, int, int]], object, V] | None = None
+
+    def get(self, modules: Sequence[nn.Module], make: Callable[[], V]) -> V:
+        """Return make(), or what it returned before."""
+        parameters = _parameters(modules)
+        learning = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+        if learning or torch.compiler.is_compiling() or not _are_plain(parameters):
+            self._kept = None
+            return make()
+        state = [(id(p), p.data_ptr(), p._version) for p in parameters]
+        if self._kept is None or self._kept[0] != state:
+            owners = parameters, [p.untyped_storage() for p in parameters]
+            # a tensor of inference mode would have no version
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = state, owners, make()
+        return self._kept[2]
+
+    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+        """Copy and store nothing of it with the module."""
+        return type(self), ()
+
+
+def _parameters(modules: Sequence[nn.Module]) -> list[Parameter]:
+    # a third of the cost of nn.Module.parameters
+    found: list[Parameter] = []
+    for module in modules:
+        found += [p for p in module._parameters.values() if p is not None]
+        if module._modules:
+            found += _parameters([m for m in module._modules.values() if m is not None])
+    return found
+
+
+def _are_plain(parameters: Sequence[Parameter]) -> bool:
+    return not torch._C._are_functorch_transforms_active() and all(
+        type(p) is Parameter and not p.is_inference() for p in parameters
+    )
 
 
 class UnitGaussianDecoder(nn.Module):

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastrssm.models.distributions import TanhNormal
-from fastrssm.models.nets import MLP, paired_layers
+from fastrssm.models.nets import MLP, Merged, paired_layers
 from fastrssm.ops import PolicyWeights
 
 
@@ -40,6 +40,7 @@ class TanhGaussianPolicy(nn.Module):
         self.action_size = action_size
         self.mean_net = MLP(feature_size, action_size, width=hidden, depth=layers)
         self.std_net = MLP(feature_size, action_size, width=hidden, depth=layers)
+        self._merged: Merged[PolicyWeights] = Merged()
 
     def forward(self, feature: Tensor) -> TanhNormal:
         """Return the distribution of actions [..., A] in (-1, 1) for features [..., F]."""
@@ -51,4 +52,8 @@ class TanhGaussianPolicy(nn.Module):
 
     def weights(self) -> PolicyWeights:
         """Return the parameters in the form of the ops."""
-        return PolicyWeights(paired_layers(self.mean_net, self.std_net))
+
+        def make() -> PolicyWeights:
+            return PolicyWeights(paired_layers(self.mean_net, self.std_net))
+
+        return self._merged.get((self.mean_net, self.std_net), make)

@@ -13,7 +13,7 @@ from fastrssm.models.config import AIME_RSSMO as AIME_RSSMO
 from fastrssm.models.config import AIME_V2_DISCRETE as AIME_V2_DISCRETE
 from fastrssm.models.config import AIME_V2_RSSMO as AIME_V2_RSSMO
 from fastrssm.models.config import RSSMConfig as RSSMConfig
-from fastrssm.models.nets import MLP, paired_layers, project, split_input
+from fastrssm.models.nets import MLP, Merged, paired_layers, project, split_input
 from fastrssm.models.policy import TanhGaussianPolicy
 from fastrssm.ops import (
     Layer,
@@ -57,6 +57,8 @@ class RSSM(nn.Module):
         self.action_size = action_size
         D, S, width = config.deter, config.stoch, config.hidden
         in_size = S + action_size
+        self._prior: Merged[RSSMWeights] = Merged()
+        self._posterior: Merged[tuple[RSSMWeights, Layer]] = Merged()
         if config.input_layer:
             self.pre_memory = MLP(
                 in_size, None, width=width, depth=1, norm="layer", activation="swish"
@@ -132,10 +134,10 @@ class RSSM(nn.Module):
         check_shape("embed", embed, (T, B, self.embed_size))
         check_shape("action", action, (T, B, self.action_size))
         noise, state = self._inputs(T, B, noise, generator, state)
-        layers, outside = split_input(self._head("posterior"), self.config.deter)
+        weights, outside = self._posterior_weights()
         return ops.rssm_observe(
-            project(embed, outside), action, noise, _check_first(is_first, T, B), *state,
-            self._weights(layers), **self._options(),
+            project(embed, outside), action, noise, _check_first(is_first, T, B), *state, weights,
+            **self._options(),
         )  # fmt: skip
 
     def observe_with_policy(
@@ -171,14 +173,14 @@ class RSSM(nn.Module):
         check_shape("embed", embed, (T, B, self.embed_size))
         noise, state = self._inputs(T, B, noise, generator, None)
         action_noise = self._action_noise(T, B, action_noise, generator)
-        layers, outside = split_input(self._head("posterior"), self.config.deter)
-        weights, policy_proj = policy.weights(), None
+        weights, outside = self._posterior_weights()
+        policy_weights, policy_proj = policy.weights(), None
         if policy_sees_embed:
-            inner, beside = split_input(weights.layers, self.config.feature_size)
-            weights, policy_proj = PolicyWeights(inner), project(embed, beside)
+            inner, beside = split_input(policy_weights.layers, self.config.feature_size)
+            policy_weights, policy_proj = PolicyWeights(inner), project(embed, beside)
         return ops.rssm_observe_policy(
             project(embed, outside), noise, action_noise, _check_first(is_first, T, B), *state,
-            self._weights(layers), weights,
+            weights, policy_weights,
             action_min_std=policy.min_std, policy_proj=policy_proj, **self._options(),
         )  # fmt: skip
 
@@ -207,9 +209,7 @@ class RSSM(nn.Module):
         T, B = action.shape[:2]
         check_shape("action", action, (T, B, self.action_size))
         noise, state = self._inputs(T, B, noise, generator, state)
-        return ops.rssm_imagine(
-            action, noise, *state, self._weights(self._head("prior")), **self._options()
-        )
+        return ops.rssm_imagine(action, noise, *state, self._prior_weights(), **self._options())
 
     def imagine_with_policy(
         self,
@@ -245,7 +245,7 @@ class RSSM(nn.Module):
         noise, state = self._inputs(horizon, B, noise, generator, state)
         action_noise = self._action_noise(horizon, B, action_noise, generator)
         return ops.rssm_imagine_policy(
-            noise, action_noise, *state, self._weights(self._head("prior")), policy.weights(),
+            noise, action_noise, *state, self._prior_weights(), policy.weights(),
             action_min_std=policy.min_std, detach_policy_input=detach_policy_input,
             **self._options(),
         )  # fmt: skip
@@ -269,10 +269,29 @@ class RSSM(nn.Module):
         )
         return State(trajectory.deter[0], trajectory.stoch[0])
 
+    def _prior_weights(self) -> RSSMWeights:
+        return self._prior.get(self._parts("prior"), lambda: self._weights(self._head("prior")))
+
+    def _posterior_weights(self) -> tuple[RSSMWeights, Layer]:
+        """Return the weights, and what projects the embedding."""
+
+        def make() -> tuple[RSSMWeights, Layer]:
+            layers, outside = split_input(self._head("posterior"), self.config.deter)
+            return self._weights(layers), outside
+
+        return self._posterior.get(self._parts("posterior"), make)
+
     def _head(self, name: str) -> tuple[Layer, ...]:
-        if self.config.heads == "joint":
-            return getattr(self, f"{name}_net").layers()
-        return paired_layers(getattr(self, f"{name}_mean"), getattr(self, f"{name}_std"))
+        nets = self._nets(name)
+        return paired_layers(*nets) if len(nets) == 2 else nets[0].layers()
+
+    def _nets(self, head: str) -> list[MLP]:
+        names = ("net",) if self.config.heads == "joint" else ("mean", "std")
+        return [getattr(self, f"{head}_{name}") for name in names]
+
+    def _parts(self, head: str) -> list[nn.Module]:
+        pre = [self.pre_memory] if self.config.input_layer else []
+        return [*pre, self.memory_cell, *self._nets(head)]
 
     def _weights(self, head: tuple[Layer, ...]) -> RSSMWeights:
         pre = self.pre_memory.layers()[0] if self.config.input_layer else None
