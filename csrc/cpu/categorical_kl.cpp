@@ -10,17 +10,30 @@
 namespace fastrssm::cpu {
 namespace {
 
-// What is kept of a group between passes over its classes, padded to whole lines of lanes. A
-// padding has probability 0 in both distributions and the same mixture, so it adds nothing.
+// What is kept of the groups at hand between passes over their classes, each padded to whole lines
+// of lanes. A padding has probability 0 in both distributions and the same mixture, so it adds
+// nothing.
 template <typename A>
-struct Group {
-  // exponentials of the logits, less the largest
+struct Scratch {
+  // exponentials of the logits, less the largest; of a mixture the softmaxes
   A post[kMostClasses], prior[kMostClasses];
   // of the mixtures
   A ratio[kMostClasses], log_ratio[kMostClasses];
 };
 
-// Over the classes of a group.
+// That of one kept.
+template <typename A>
+struct Kept {
+  A *post, *prior, *ratio, *log_ratio;
+
+  Kept(Scratch<A>& scratch, std::int64_t at)
+      : post(scratch.post + at),
+        prior(scratch.prior + at),
+        ratio(scratch.ratio + at),
+        log_ratio(scratch.log_ratio + at) {}
+};
+
+// Over the classes of a kept.
 template <typename A>
 struct Sums {
   A largest_post, largest_prior;
@@ -64,29 +77,30 @@ template <typename T>
   return larger(larger(quarter[0], quarter[2]), larger(quarter[1], quarter[3]));
 }
 
+// kept.post, kept.prior and the rest of sums, whose largest logits are known
 template <typename T>
-[[gnu::always_inline]] inline Sums<ComputeOf<T>> exponentials(const T* post, const T* prior,
-                                                              std::int64_t K,
-                                                              Group<ComputeOf<T>>& group) {
+[[gnu::always_inline]] inline void exponentials(const T* post, const T* prior, std::int64_t K,
+                                                Kept<ComputeOf<T>> kept, Sums<ComputeOf<T>>& sums) {
   using A = ComputeOf<T>;
   constexpr A kVanishing = -1e4;
-  const A largest_post = largest(post, K), largest_prior = largest(prior, K);
   A post_sum[kLanes] = {}, prior_sum[kLanes] = {}, difference[kLanes] = {};
   for (std::int64_t k = 0; k < K; k += kLanes) {
     A a[kLanes], b[kLanes];
-    load(post + k, K - k, largest_post, kVanishing, a);
-    load(prior + k, K - k, largest_prior, kVanishing, b);
+    load(post + k, K - k, sums.largest_post, kVanishing, a);
+    load(prior + k, K - k, sums.largest_prior, kVanishing, b);
 #pragma omp simd
     for (int i = 0; i < kLanes; ++i) {
       const A post_exp = exp_of(a[i]), prior_exp = exp_of(b[i]);
       post_sum[i] += post_exp;
       prior_sum[i] += prior_exp;
       difference[i] += post_exp * (a[i] - b[i]);
-      group.post[k + i] = post_exp;
-      group.prior[k + i] = prior_exp;
+      kept.post[k + i] = post_exp;
+      kept.prior[k + i] = prior_exp;
     }
   }
-  return {largest_post, largest_prior, total(post_sum), total(prior_sum), total(difference)};
+  sums.post = total(post_sum);
+  sums.prior = total(prior_sum);
+  sums.difference = total(difference);
 }
 
 // Sums over the mixtures q = (1 - unimix) s + unimix / K and p, from softmaxes s and t.
@@ -97,26 +111,26 @@ struct MixedSums {
   A ratio;      // t q / p
 };
 
-// group.post, group.prior: exponentials -> softmaxes
+// kept.post, kept.prior: exponentials -> softmaxes
 template <typename A>
 [[gnu::always_inline]] inline MixedSums<A> mix(const Sums<A>& sums, std::int64_t K, A unimix,
-                                               Group<A>& group) {
+                                               Kept<A> kept) {
   const A post_scale = A(1) / sums.post, prior_scale = A(1) / sums.prior;
   const A share = A(1) - unimix, uniform = unimix / A(K);
   A kl[kLanes] = {}, log_ratios[kLanes] = {}, ratios[kLanes] = {};
   for (std::int64_t k = 0; k < K; k += kLanes) {
 #pragma omp simd
     for (int i = 0; i < kLanes; ++i) {
-      const A s = group.post[k + i] * post_scale, t = group.prior[k + i] * prior_scale;
+      const A s = kept.post[k + i] * post_scale, t = kept.prior[k + i] * prior_scale;
       const A q = share * s + uniform, p = share * t + uniform;
       const A ratio = q / p, log_ratio = log_of(ratio);
       kl[i] += q * log_ratio;
       log_ratios[i] += s * log_ratio;
       ratios[i] += t * ratio;
-      group.post[k + i] = s;
-      group.prior[k + i] = t;
-      group.ratio[k + i] = ratio;
-      group.log_ratio[k + i] = log_ratio;
+      kept.post[k + i] = s;
+      kept.prior[k + i] = t;
+      kept.ratio[k + i] = ratio;
+      kept.log_ratio[k + i] = log_ratio;
     }
   }
   return {total(kl), total(log_ratios), total(ratios)};
@@ -124,61 +138,77 @@ template <typename A>
 
 // The unit gradients of a group whose softmaxes were mixed.
 template <typename T, typename A>
-[[gnu::always_inline]] inline void mixed_units(const MixedSums<A>& mixed, const Group<A>& group,
+[[gnu::always_inline]] inline void mixed_units(const MixedSums<A>& mixed, Kept<A> kept,
                                                std::int64_t K, A unimix, T* post_unit,
                                                T* prior_unit) {
   const A share = A(1) - unimix;
 #pragma omp simd
   for (std::int64_t k = 0; k < K; ++k) {
-    narrow(share * group.post[k] * (group.log_ratio[k] - mixed.log_ratio), post_unit + k);
-    narrow(share * group.prior[k] * (mixed.ratio - group.ratio[k]), prior_unit + k);
+    narrow(share * kept.post[k] * (kept.log_ratio[k] - mixed.log_ratio), post_unit + k);
+    narrow(share * kept.prior[k] * (mixed.ratio - kept.ratio[k]), prior_unit + k);
   }
 }
 
 // The same without a mixture, where the gradients simplify.
 template <typename T, typename A>
-[[gnu::always_inline]] inline void plain_units(const Sums<A>& sums, const Group<A>& group,
-                                               const T* post, const T* prior, std::int64_t K,
-                                               T* post_unit, T* prior_unit) {
+[[gnu::always_inline]] inline void plain_units(const Sums<A>& sums, Kept<A> kept, const T* post,
+                                               const T* prior, std::int64_t K, T* post_unit,
+                                               T* prior_unit) {
   const A post_scale = A(1) / sums.post, prior_scale = A(1) / sums.prior;
   const A mean = sums.difference * post_scale;
 #pragma omp simd
   for (std::int64_t k = 0; k < K; ++k) {
     const A a = widen(post[k]) - sums.largest_post, b = widen(prior[k]) - sums.largest_prior;
-    const A s = group.post[k] * post_scale, t = group.prior[k] * prior_scale;
+    const A s = kept.post[k] * post_scale, t = kept.prior[k] * prior_scale;
     narrow(s * ((a - b) - mean), post_unit + k);
     narrow(t - s, prior_unit + k);
   }
 }
 
 // KL of a row, and its gradients unless post_unit is null. kClasses is K where it is known at
-// compile time, which saves a fifth, else 0.
+// compile time, which saves a seventh, else 0.
 template <int kClasses, typename T>
 FASTRSSM_CLONES ComputeOf<T> row_kl(const T* post, const T* prior, T* post_unit, T* prior_unit,
                                     std::int64_t G, std::int64_t K, ComputeOf<T> unimix) {
   using A = ComputeOf<T>;
   if (kClasses > 0) K = kClasses;
-  Group<A> group;
+  const std::int64_t padded = (K + kLanes - 1) / kLanes * kLanes;
+  const std::int64_t most = std::min<std::int64_t>(kLanes, kMostClasses / padded);
+  Scratch<A> scratch;
   A kl = 0;
-  for (std::int64_t first = 0; first < G; first += kLanes) {
-    // the logarithms of several groups together
+  for (std::int64_t first = 0; first < G; first += most) {
+    const std::int64_t groups = std::min(most, G - first), at = first * K;
+    Sums<A> sums[kLanes];
     A terms[kLanes] = {}, ratios[kLanes];
     std::fill_n(ratios, kLanes, A(1));
-    for (std::int64_t g = first; g < std::min(first + kLanes, G); ++g) {
-      const std::int64_t at = g * K;
-      const auto sums = exponentials(post + at, prior + at, K, group);
-      if (unimix > A(0)) {
-        const auto mixed = mix(sums, K, unimix, group);
-        terms[g - first] = mixed.kl;
-        if (post_unit != nullptr) {
-          mixed_units(mixed, group, K, unimix, post_unit + at, prior_unit + at);
-        }
-      } else {
-        terms[g - first] = sums.difference / sums.post;
-        ratios[g - first] = sums.prior / sums.post;
-        if (post_unit != nullptr) {
-          plain_units(sums, group, post + at, prior + at, K, post_unit + at, prior_unit + at);
-        }
+    // pass by pass over several groups: those of one group alone would wait for each other
+    for (std::int64_t g = 0; g < groups; ++g) {
+      sums[g].largest_post = largest(post + at + g * K, K);
+      sums[g].largest_prior = largest(prior + at + g * K, K);
+    }
+    for (std::int64_t g = 0; g < groups; ++g) {
+      const std::int64_t from = at + g * K;
+      exponentials(post + from, prior + from, K, {scratch, g * padded}, sums[g]);
+    }
+    if (unimix > A(0)) {
+      MixedSums<A> mixed[kLanes];
+      for (std::int64_t g = 0; g < groups; ++g) {
+        mixed[g] = mix(sums[g], K, unimix, {scratch, g * padded});
+        terms[g] = mixed[g].kl;
+      }
+      for (std::int64_t g = 0; g < groups && post_unit != nullptr; ++g) {
+        const std::int64_t to = at + g * K;
+        mixed_units(mixed[g], {scratch, g * padded}, K, unimix, post_unit + to, prior_unit + to);
+      }
+    } else {
+      for (std::int64_t g = 0; g < groups; ++g) {
+        terms[g] = sums[g].difference / sums[g].post;
+        ratios[g] = sums[g].prior / sums[g].post;
+      }
+      for (std::int64_t g = 0; g < groups && post_unit != nullptr; ++g) {
+        const std::int64_t to = at + g * K;
+        plain_units(sums[g], {scratch, g * padded}, post + to, prior + to, K, post_unit + to,
+                    prior_unit + to);
       }
     }
 #pragma omp simd
