@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/buffer.h"
 #include "cpu/rssm_scan.h"
 
 namespace py = pybind11;
@@ -127,6 +128,14 @@ void backward(int threads, const std::string& dtype, const std::string& precisio
 }  // namespace
 
 void define_rssm_scan(py::module_& m) {
+  using fastrssm::cpu::Buffer;
+  py::class_<Buffer>(m, "Buffer", py::buffer_protocol(),
+                     "Memory that goes back to a small pool when the last view of it is gone.")
+      .def(py::init<std::size_t>(), py::arg("bytes"))
+      .def_buffer([](Buffer& buffer) {
+        return py::buffer_info(static_cast<unsigned char*>(buffer.data()),
+                               static_cast<py::ssize_t>(buffer.bytes()));
+      });
   m.def(
       "rssm_scan_saved_numel",
       [](const Sizes& layout) { return fastrssm::cpu::scan_saved_numel(checked(layout)); },

@@ -2,10 +2,6 @@
 
 #include <cstring>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include "cpu/rssm_plan.h"
 #include "cpu/rssm_pointwise.h"
 
@@ -194,20 +190,6 @@ class ForwardScan {
   char* rows_ = nullptr;
 };
 
-// Asks for large pages: a buffer of the kept size is fresh memory in each call, and the faults of
-// small pages would take as long as the products.
-void prefer_large_pages(void* memory, std::size_t bytes) {
-#ifdef __linux__
-  constexpr std::uintptr_t kPage = 4096;
-  const auto begin = (reinterpret_cast<std::uintptr_t>(memory) + kPage - 1) / kPage * kPage;
-  const auto end = (reinterpret_cast<std::uintptr_t>(memory) + bytes) / kPage * kPage;
-  // no is an answer too
-  if (begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)memory, (void)bytes;
-#endif
-}
-
 }  // namespace
 
 template <typename T>
@@ -220,7 +202,6 @@ void scan_forward(const Gemm<T>& gemm, const ScanLayout& layout, const ScanConst
   const bool keep = out.saved != nullptr;
   T* buffer = keep ? out.saved : one_time.take<T>(layout.B * KeptArrays<T>::width(layout));
   const KeptArrays<T> kept(layout, buffer, keep);
-  if (keep) prefer_large_pages(out.saved, scan_saved_numel(layout) * sizeof(T));
 #pragma omp parallel num_threads(threads)
   {
     static thread_local Scratch scratch;

@@ -24,6 +24,8 @@ class Packs:
     def __init__(self, weights: Sequence[Tensor], structure: Sequence[int]) -> None:
         """Keep the addresses of the weights, four a layer, not the weights."""
         self.addresses = _spread(structure, [x.data_ptr() for x in weights])
+        # so that nothing else gets these addresses while they tell whose packs these are
+        self._storages = [x.untyped_storage() for x in weights]
         self._forms: dict[tuple[str, bool], tuple[Tensor, list[int] | None]] = {}
 
     def address(
@@ -148,6 +150,18 @@ def kept_width(structure: tuple[int, ...]) -> int:
     from fastrssm import _native
 
     return _native.rssm_scan_saved_numel([1, 1, *structure[:SIZES]])
+
+
+def kept_like(noise: Tensor, structure: tuple[int, ...]) -> Tensor:
+    """Return memory for what the forward scan keeps; used again when nobody holds it any more."""
+    from fastrssm import _native
+
+    T, B, _ = noise.shape
+    numel = T * B * kept_width(structure)
+    if numel == 0:
+        return noise.new_empty(0)
+    buffer = _native.Buffer(numel * noise.element_size())
+    return torch.frombuffer(buffer, dtype=noise.dtype)
 
 
 def _layout(inputs: Sequence[Tensor | None], structure: Sequence[int]) -> list[int]:

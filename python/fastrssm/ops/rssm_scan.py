@@ -215,7 +215,9 @@ def _empty_results(*args: Any) -> tuple[Tensor, ...]:
 
 def _forward(*args: Any) -> tuple[Tensor, ...]:
     inputs, (weights, structure, constants, precision, _, keep) = args[:8], args[8:]
-    results = _empty_results(*args)
+    results = _empty_results(*args[:-1], False)
+    if keep:
+        results = *results[:-1], rssm_cpu.kept_like(inputs[2], tuple(structure))
     # an empty batch has nothing to compute
     if inputs[2].shape[1]:
         rssm_cpu.forward(inputs, weights, structure, constants, precision, results, keep)
