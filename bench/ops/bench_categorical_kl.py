@@ -43,7 +43,7 @@ def workload(case, mode):
     return Workload("KL", f"categorical {case.name}", mode, "float32", "cpu", moved, found)
 
 
-def workloads():
+def workloads(threads):
     for case in CATEGORICAL_KL_BENCH:
         for mode in MODES:
             yield workload(case, mode)

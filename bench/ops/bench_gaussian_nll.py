@@ -45,7 +45,7 @@ def workload(case, mode):
     return Workload("NLL", f"gaussian nll {case.name}", mode, "float32", "cpu", moved, found)
 
 
-def workloads():
+def workloads(threads):
     for case in GAUSSIAN_NLL_BENCH:
         for mode in MODES:
             yield workload(case, mode)

@@ -31,7 +31,7 @@ def workload(case, mode):
     return Workload("returns", name, mode, "float32", "cpu", moved, found)
 
 
-def workloads():
+def workloads(threads):
     for case in LAMBDA_RETURN_BENCH:
         for mode in MODES:
             yield workload(case, mode)
