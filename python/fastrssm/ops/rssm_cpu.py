@@ -161,7 +161,8 @@ def kept_like(noise: Tensor, structure: tuple[int, ...]) -> Tensor:
     if numel == 0:
         return noise.new_empty(0)
     buffer = _native.Buffer(numel * noise.element_size())
-    return torch.frombuffer(buffer, dtype=noise.dtype)
+    # the stub does not say that it is one
+    return torch.frombuffer(buffer, dtype=noise.dtype)  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def _layout(inputs: Sequence[Tensor | None], structure: Sequence[int]) -> list[int]:
