@@ -192,7 +192,8 @@ class DmControl(gymnasium.Env):
 def _gymnasium_async(env_id, num_envs, threads):
     """AsyncVectorEnv with one process per thread, each with its share."""
     make = partial(DmControl, env_id, num_envs // threads)
-    env = gymnasium.vector.AsyncVectorEnv([make] * threads)
+    # a fork would need as much memory as all MuJoCo data of this process
+    env = gymnasium.vector.AsyncVectorEnv([make] * threads, context="spawn")
     env.reset()
     return lambda action: env.step(action.reshape(env.action_space.shape))
 
