@@ -77,6 +77,23 @@ def test_a_training_step_may_change_parameters_behind_their_versions(rssm):
         torch.testing.assert_close(stoch(rssm), fresh(rssm))
 
 
+@pytest.mark.parametrize("kind", [{"fused": True}, {"foreach": True}, {}], ids=str)
+def test_every_step_of_an_optimizer_is_seen(rssm, kind):
+    """Fused ones, which leave versions as they are, as well."""
+    optimizer = torch.optim.Adam(rssm.parameters(), **kind)
+    for _ in range(2):
+        with torch.no_grad():
+            before = rssm._prior_weights()
+            stoch(rssm)
+        for x in rssm.parameters():
+            x.grad = torch.ones_like(x)
+        optimizer.step()
+        with torch.no_grad():
+            torch.testing.assert_close(stoch(rssm), fresh(rssm))
+            # training does not call this one, so that nothing else makes it anew
+            assert rssm._prior_weights() is not before
+
+
 def test_gradients_arrive_after_a_call_without(rssm):
     with torch.no_grad():
         stoch(rssm)

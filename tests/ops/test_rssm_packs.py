@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 from scan_runs import CASES
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fastrssm import _native, ops
 from fastrssm.ops import rssm_cpu
@@ -71,6 +71,20 @@ def test_learnt_weights_may_change_behind_their_versions(packs):
     with torch.no_grad():
         assert torch.equal(imagine(args, options), got)
     assert len(packs) == 2
+
+
+@torch.no_grad()
+def test_steps_of_fused_optimizers_are_seen(packs):
+    args, options = CASE.arguments("rssm_imagine")
+    weights = [x for x in tree_leaves(args[-1]) if x is not None]
+    optimizer = torch.optim.Adam(weights, lr=0.1, fused=True)
+    for _ in range(2):
+        before = imagine(args, options)
+        for x in weights:
+            x.grad = torch.ones_like(x)
+        optimizer.step()
+        assert not torch.equal(imagine(args, options), before)
+    assert len(packs) == 3
 
 
 def test_packs_end_with_their_weights():

@@ -4,10 +4,12 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import chain
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from fastrssm._dispatch import Backend
 from fastrssm.reference.gru_cell import Cell
@@ -67,6 +69,17 @@ class TensorTable(Generic[V]):
         entries[key] = value, [weakref.ref(tensor, end) for tensor in tensors]
         while len(entries) > self._limit:
             entries.popitem(last=False)
+
+
+def _count_step(optimizer: Optimizer, *_: Any) -> None:
+    # the fused kernels of optimisers change parameters without a new version
+    if not torch.compiler.is_compiling():
+        changed = [p for group in optimizer.param_groups for p in group["params"]]
+        increment_version([p for p in changed if p.grad is not None])
+
+
+# versions are how packed and merged weights are known to be current
+register_optimizer_step_post_hook(_count_step)
 
 
 def make_plan(
