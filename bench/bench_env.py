@@ -199,7 +199,7 @@ def _gymnasium_async(env_id, num_envs, threads):
 
 
 def _ours(env_id, num_envs, threads):
-    env = make_vec(env_id, num_envs, num_threads=threads)
+    env = make_vec(env_id, num_envs, num_threads=threads, action_repeat=REPEAT)
     env.reset(seed=0)
     return env.step
 
