@@ -26,6 +26,8 @@ def rssm_imagine(
 ) -> Trajectory:
     """Roll the prior forward: states given actions, without observations.
 
+    Dtypes, precision and derivatives are as in rssm_observe.
+
     Args:
         action: [T, B, A] action that leads to the state at t.
         noise: [T, B, S] standard normal; categorical: [T, B, G] uniform in [0, 1).

@@ -35,6 +35,8 @@ def rssm_imagine_policy(
 ) -> PolicyTrajectory:
     """Roll the prior forward under a policy.
 
+    Dtypes, precision and derivatives are as in rssm_observe.
+
     Args:
         noise: [T, B, S] standard normal; categorical: [T, B, G] uniform in [0, 1).
         action_noise: [T, B, A] standard normal.

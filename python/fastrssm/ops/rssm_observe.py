@@ -29,7 +29,11 @@ def rssm_observe(
     """Filter a sequence: posterior states given actions and observations.
 
     The embedding's half of the posterior's first layer is projected before the loop; the prior
-    does not feed back and is evaluated after it. float32 or float64, one dtype for all.
+    does not feed back and is evaluated after it. One dtype for all: float32, float64, or bfloat16
+    on the reference. On cpu products of float32 are what torch.set_float32_matmul_precision says
+    ("high": three of bfloat16 halves, "medium": bfloat16). Under autocast inputs are cast to
+    float32 and products are bfloat16. The result can be differentiated once, noise not at all;
+    with backend="reference" both.
 
     Args:
         embed_proj: [T, B, M'] W_e e_t + b, M' = 2M for split heads, M for joint ones.

@@ -40,6 +40,8 @@ def rssm_observe_policy(
     At each step the policy sees the state before the frame (zero, or reset, at an episode's
     start), not detached: a_t = tanh(m + s * action_noise_t) with (m, s) = policy(deter, stoch).
 
+    Dtypes, precision and derivatives are as in rssm_observe.
+
     Args:
         embed_proj: [T, B, M'] as in rssm_observe.
         noise: [T, B, S] as in rssm_observe.
