@@ -129,7 +129,7 @@ void backward(int threads, const std::string& dtype, const std::string& precisio
 
 void define_rssm_scan(py::module_& m) {
   using fastrssm::cpu::Buffer;
-  py::class_<Buffer>(m, "Buffer", py::buffer_protocol(),
+  py::class_<Buffer>(m, "Memory", py::buffer_protocol(),
                      "Memory that goes back to a small pool when the last view of it is gone.")
       .def(py::init<std::size_t>(), py::arg("bytes"))
       .def_buffer([](Buffer& buffer) {

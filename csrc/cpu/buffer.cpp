@@ -1,9 +1,9 @@
 #include "cpu/buffer.h"
 
 #include <cstdlib>
+#include <list>
 #include <mutex>
 #include <new>
-#include <utility>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -13,17 +13,18 @@ namespace fastrssm::cpu {
 namespace {
 
 constexpr std::size_t kLargePage = std::size_t{2} << 20;
-constexpr int kKept = 2;
+constexpr std::size_t kMostKept = std::size_t{2} << 30;
 
 struct Block {
-  void* data = nullptr;
-  std::size_t bytes = 0;
+  void* data;
+  std::size_t bytes;
 };
 
 // never destroyed: tensors may outlive every static object
 struct Pool {
   std::mutex mutex;
-  Block blocks[kKept];  // the one given back last comes first
+  std::list<Block> blocks;  // the one given back last comes first
+  std::size_t bytes = 0;
 };
 Pool& pool() {
   static Pool* const kPool = new Pool;
@@ -32,18 +33,27 @@ Pool& pool() {
 
 void* take(std::size_t bytes) {
   const std::lock_guard lock(pool().mutex);
-  for (Block& block : pool().blocks) {
-    if (block.data && block.bytes == bytes) return std::exchange(block, {}).data;
+  auto& blocks = pool().blocks;
+  for (auto block = blocks.begin(); block != blocks.end(); ++block) {
+    if (block->bytes != bytes) continue;
+    void* const data = block->data;
+    pool().bytes -= bytes;
+    blocks.erase(block);
+    return data;
   }
   return nullptr;
 }
 
 void give_back(Block given) {
-  {
-    const std::lock_guard lock(pool().mutex);
-    for (Block& block : pool().blocks) std::swap(block, given);
+  const std::lock_guard lock(pool().mutex);
+  auto& blocks = pool().blocks;
+  blocks.push_front(given);
+  pool().bytes += given.bytes;
+  while (pool().bytes > kMostKept) {
+    pool().bytes -= blocks.back().bytes;
+    std::free(blocks.back().data);
+    blocks.pop_back();
   }
-  std::free(given.data);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 """The library `torch.ops.fastrssm`; the checks and the autograd wiring that its ops share."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from torch.nn import Parameter
 from torch.utils import _pytree
 
 LIBRARY = torch.library.Library("fastrssm", "DEF")
+_LARGE = 1 << 22  # bytes
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
@@ -40,6 +42,21 @@ def check_same(**tensors: Tensor) -> tuple[Tensor, ...]:
         if tensor.device != device:
             raise ValueError(f"{name} is on {tensor.device}, expected {device} like {first_name}")
     return tuple(tensor.contiguous() for tensor in tensors.values())
+
+
+def empty_again(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Like torch.empty; on the CPU large tensors lie in memory that is used again.
+
+    Fresh pages would cost a large forward and backward up to a fifth of its time.
+    """
+    numel = math.prod(shape)
+    size = numel * dtype.itemsize
+    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    if device.type != "cpu" or size < _LARGE or traced:
+        return torch.empty(shape, dtype=dtype, device=device)
+    from fastrssm import _native
+
+    return torch.frombuffer(_native.Memory(size), dtype=dtype, count=numel).view(shape)
 
 
 def call_cpu(

@@ -4,13 +4,12 @@ Compiled kernels. They trust their arguments; the ops in fastrssm.ops check them
 from __future__ import annotations
 import collections.abc
 import typing
-import typing_extensions
-__all__: list[str] = ['Buffer', 'categorical_kl_backward', 'categorical_kl_forward', 'cuda_status', 'gaussian_kl_backward', 'gaussian_kl_backward_cuda', 'gaussian_kl_forward', 'gaussian_kl_forward_cuda', 'gaussian_nll_backward', 'gaussian_nll_forward', 'gemm_add_outer_products', 'gemm_bytes', 'gemm_isa', 'gemm_isas', 'gemm_multiply', 'gemm_pack_weights', 'lambda_return_backward', 'lambda_return_forward', 'rssm_scan_backward', 'rssm_scan_forward', 'rssm_scan_pack', 'rssm_scan_packed_bytes', 'rssm_scan_saved_numel']
-class Buffer:
+__all__: list[str] = ['Memory', 'categorical_kl_backward', 'categorical_kl_forward', 'cuda_status', 'gaussian_kl_backward', 'gaussian_kl_backward_cuda', 'gaussian_kl_forward', 'gaussian_kl_forward_cuda', 'gaussian_nll_backward', 'gaussian_nll_forward', 'gemm_add_outer_products', 'gemm_bytes', 'gemm_isa', 'gemm_isas', 'gemm_multiply', 'gemm_pack_weights', 'lambda_return_backward', 'lambda_return_forward', 'rssm_scan_backward', 'rssm_scan_forward', 'rssm_scan_pack', 'rssm_scan_packed_bytes', 'rssm_scan_saved_numel']
+class Memory:
     """
     Memory that goes back to a small pool when the last view of it is gone.
     """
-    def __init__(self: typing_extensions.Buffer, bytes: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def __init__(self, bytes: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
 def categorical_kl_backward(threads: typing.SupportsInt | typing.SupportsIndex, dtype: str, N: typing.SupportsInt | typing.SupportsIndex, S: typing.SupportsInt | typing.SupportsIndex, grad: typing.SupportsInt | typing.SupportsIndex, kl: typing.SupportsInt | typing.SupportsIndex, post_unit: typing.SupportsInt | typing.SupportsIndex, prior_unit: typing.SupportsInt | typing.SupportsIndex, post_grad: typing.SupportsInt | typing.SupportsIndex, prior_grad: typing.SupportsInt | typing.SupportsIndex, post_scale: typing.SupportsFloat | typing.SupportsIndex, prior_scale: typing.SupportsFloat | typing.SupportsIndex, free_nats: typing.SupportsFloat | typing.SupportsIndex) -> None:
     ...

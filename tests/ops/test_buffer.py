@@ -3,12 +3,13 @@
 import torch
 
 from fastrssm import _native
+from fastrssm.ops import categorical_kl
 
 BYTES = 5 << 20
 
 
 def tensor(size=BYTES):
-    return torch.frombuffer(_native.Buffer(size), dtype=torch.float32)
+    return torch.frombuffer(_native.Memory(size), dtype=torch.float32)
 
 
 def test_memory_is_used_again_when_the_last_view_is_gone():
@@ -25,11 +26,22 @@ def test_memory_is_used_again_when_the_last_view_is_gone():
     assert tensor().data_ptr() == address
 
 
-def test_only_two_wait():
-    many = [tensor(BYTES + k * (2 << 20)) for k in range(6)]
-    sizes = [x.numel() * 4 for x in many]
-    addresses = [x.data_ptr() for x in many]
+def test_a_little_waits_and_much_does_not():
+    half = 1 << 30  # never touched: no memory stands behind it
+    many = [tensor(half), tensor(half), tensor(half)]
+    kept = [x.data_ptr() for x in many[1:]]
     while many:
         many.pop(0)
-    # the last two given back are there for who asks for their sizes
-    assert [tensor(size).data_ptr() for size in sizes[-2:]] == addresses[-2:]
+    again = [tensor(half), tensor(half), tensor(half)]
+    assert {x.data_ptr() for x in again[:2]} == set(kept)
+    assert again[2].data_ptr() not in kept
+
+
+def test_large_tensors_of_the_ops_lie_there():
+    def gradient():
+        logits = torch.zeros(256, 32, 256, requires_grad=True)
+        return torch.autograd.grad(categorical_kl(logits, logits.detach()).sum(), logits)[0]
+
+    seen = {gradient().data_ptr() for _ in range(8)}
+    # two gradients and what is kept for them
+    assert len(seen) <= 4

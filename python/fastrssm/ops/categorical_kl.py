@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastrssm import reference
 from fastrssm._dispatch import Backend, resolve
-from fastrssm._library import call_cpu, check_same, define, differentiable
+from fastrssm._library import call_cpu, check_same, define, differentiable, empty_again
 
 # kMostClasses of csrc/cpu/ops.h
 _MOST_CLASSES = 1024
@@ -93,7 +93,7 @@ def _empty_value(post_logits: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tenso
     kl = torch.empty(shape, dtype=dtype, device=post_logits.device)
     size = (*shape, G, K) if wanted else (*shape, 0)
     post_unit, prior_unit = (
-        torch.empty(size, dtype=post_logits.dtype, device=post_logits.device) for _ in range(2)
+        empty_again(size, dtype=post_logits.dtype, device=post_logits.device) for _ in range(2)
     )
     return kl, post_unit, prior_unit
 
@@ -117,7 +117,8 @@ def _empty_gradients(*args: Any) -> tuple[Tensor, ...]:
     _, _, *logits, kl, post_unit, prior_unit, _, _, _ = args
     # those of the value and of its gradients are never asked for: they come without a history
     constants = (kl.new_zeros(()).expand(x.shape) for x in (kl, post_unit, prior_unit))
-    return *(torch.empty_like(x, memory_format=torch.contiguous_format) for x in logits), *constants
+    gradients = (empty_again(x.shape, dtype=x.dtype, device=x.device) for x in logits)
+    return *gradients, *constants
 
 
 def _backward(*args: Any) -> tuple[Tensor, ...]:

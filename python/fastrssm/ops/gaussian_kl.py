@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastrssm import reference
 from fastrssm._dispatch import Backend, resolve
-from fastrssm._library import call_cpu, call_cuda, check_same, define, differentiable
+from fastrssm._library import call_cpu, call_cuda, check_same, define, differentiable, empty_again
 
 
 def gaussian_kl(
@@ -72,7 +72,7 @@ def _empty_kl(post_mean: Tensor, *_: Any) -> Tensor:
 
 
 def _empty_gradients(grad: Tensor, kl: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in args[:4])
+    return tuple(empty_again(x.shape, dtype=x.dtype, device=x.device) for x in args[:4])
 
 
 def _forward(*args: Any) -> Tensor:

@@ -152,19 +152,6 @@ def kept_width(structure: tuple[int, ...]) -> int:
     return _native.rssm_scan_saved_numel([1, 1, *structure[:SIZES]])
 
 
-def kept_like(noise: Tensor, structure: tuple[int, ...]) -> Tensor:
-    """Return memory for what the forward scan keeps; used again when nobody holds it any more."""
-    from fastrssm import _native
-
-    T, B, _ = noise.shape
-    numel = T * B * kept_width(structure)
-    if numel == 0:
-        return noise.new_empty(0)
-    buffer = _native.Buffer(numel * noise.element_size())
-    # the stub does not say that it is one
-    return torch.frombuffer(buffer, dtype=noise.dtype)  # pyright: ignore[reportGeneralTypeIssues]
-
-
 def _layout(inputs: Sequence[Tensor | None], structure: Sequence[int]) -> list[int]:
     noise = inputs[2]
     assert noise is not None

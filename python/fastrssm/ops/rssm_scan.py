@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.utils import _pytree
 
 from fastrssm._dispatch import Backend, resolve
-from fastrssm._library import define, differentiable_with_weights
+from fastrssm._library import define, differentiable_with_weights, empty_again
 from fastrssm.ops import rssm_cpu
 from fastrssm.ops.rssm_plan import Plan, TensorTable, flatten, make_plan
 from fastrssm.reference.gru_cell import Cell
@@ -202,22 +202,21 @@ def _empty_results(*args: Any) -> tuple[Tensor, ...]:
     categorical, policy = structure[6] == 1, structure[10] > 0
     T, B, _ = noise.shape
     like: dict[str, Any] = {"dtype": noise.dtype, "device": noise.device}
-    stoch = torch.empty((T, B, S), **like)
-    return (
-        torch.empty((T, B, D), **like),
-        stoch,
-        torch.empty_like(stoch),
-        torch.empty(0, **like) if categorical else torch.empty_like(stoch),
-        torch.empty((T, B, A) if policy else 0, **like),
-        torch.empty(T * B * rssm_cpu.kept_width(tuple(structure)) if keep else 0, **like),
+    kept = T * B * rssm_cpu.kept_width(tuple(structure)) if keep else 0
+    shapes = (
+        (T, B, D),
+        (T, B, S),
+        (T, B, S),
+        (0,) if categorical else (T, B, S),
+        (T, B, A) if policy else (0,),
+        (kept,),
     )
+    return tuple(empty_again(shape, **like) for shape in shapes)
 
 
 def _forward(*args: Any) -> tuple[Tensor, ...]:
     inputs, (weights, structure, constants, precision, _, keep) = args[:8], args[8:]
-    results = _empty_results(*args[:-1], False)
-    if keep:
-        results = *results[:-1], rssm_cpu.kept_like(inputs[2], tuple(structure))
+    results = _empty_results(*args)
     # an empty batch has nothing to compute
     if inputs[2].shape[1]:
         rssm_cpu.forward(inputs, weights, structure, constants, precision, results, keep)
@@ -229,7 +228,7 @@ def _empty_gradients(*args: Any) -> list[Tensor]:
     if wanted[2] or wanted[3]:
         raise ValueError("noise or action_noise requires grad, expected that of other inputs only")
     return [
-        torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        empty_again(x.shape, dtype=x.dtype, device=x.device)
         for x, want in zip((*inputs, *weights), wanted, strict=True)
         if want
     ]
