@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ROUNDS = 30
 # a round repeats a short call until it lasts this long
 _ROUND_SECONDS = 2e-3
+# of first calls, at most five
+_WARM_SECONDS = 1.0
 # more than the second-level cache of any GPU
 _FLUSH_BYTES = 256 << 20
 
@@ -25,7 +27,8 @@ _FLUSH_BYTES = 256 << 20
 class Workload:
     """One thing to compute, by several providers, and what bounds it.
 
-    The bound is a copy of `moved` bytes, or the provider called `limit`.
+    The bound is a copy of `moved` bytes, or the provider called `limit`. `notes` of providers are
+    printed beside their times; `rounds` is enough where one round takes seconds.
     """
 
     bench: str
@@ -36,6 +39,8 @@ class Workload:
     moved: int | None
     providers: dict[str, Callable[[], object]]
     limit: str | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+    rounds: int = ROUNDS
 
 
 def _synchronize(device):
@@ -53,8 +58,11 @@ def measure(providers, device="cpu", rounds=ROUNDS):
         torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device) if device == "cuda" else None
     )
     for name, call in providers.items():
+        start = time.perf_counter()
         for _ in range(5):
             call()
+            if time.perf_counter() - start > _WARM_SECONDS:
+                break
         _synchronize(device)
         start = time.perf_counter()
         call()
@@ -85,6 +93,7 @@ def floor(moved, device="cpu"):
 
 def rows(workload, threads, rounds=ROUNDS):
     """Measure a workload; one row of the results file per provider."""
+    rounds = min(rounds, workload.rounds)
     timed = measure(workload.providers, workload.device, rounds)
     limit = timed.get(workload.limit)
     floor_s = limit[0] if limit else floor(workload.moved, workload.device)
@@ -102,7 +111,7 @@ def rows(workload, threads, rounds=ROUNDS):
             "p75_s": high,
             "rounds": rounds,
             "floor_s": floor_s,
-            "note": "limit" if provider == workload.limit else "",
+            "note": "limit" if provider == workload.limit else workload.notes.get(provider, ""),
         }
         for provider, (median, low, high) in timed.items()
     ]

@@ -11,11 +11,13 @@ FOLDER = Path(__file__).resolve().parent
 def table(rows):
     """One table: a row per provider, slowest first, beside the floor and the best peer."""
     first = rows[0]
-    peers = [
-        row["median_s"]
-        for row in rows
-        if row["note"] != "limit" and not row["provider"].startswith("fastrssm-")
-    ]
+
+    def is_peer(row):
+        # the reference is plain PyTorch
+        ours = row["provider"].startswith("fastrssm-") and row["provider"] != "fastrssm-reference"
+        return row["note"] != "limit" and not ours
+
+    peers = [row["median_s"] for row in rows if is_peer(row)]
     best = min(peers) if peers else None
     threads = f"{first['threads']} thread" + ("s" if first["threads"] > 1 else "")
     kind = ", ".join(first[key] for key in ("mode", "dtype", "device"))
@@ -23,15 +25,17 @@ def table(rows):
     limits = [row["provider"] for row in rows if row["note"] == "limit"]
     bound = f"{limits[0]} alone" if limits else "Moving the bytes alone"
     yield f"{bound}: {first['floor_s'] * 1e6:.1f} us. {first['rounds']} rounds.\n"
-    yield "| provider | median us | quartiles us | times the floor | best peer / this |"
-    yield "|---|---:|---:|---:|---:|"
+    noted = any(row["note"] not in ("", "limit") for row in rows)
+    head = "| provider | median us | quartiles us | times the floor | best peer / this |"
+    yield head + (" note |" if noted else "")
+    yield "|---|---:|---:|---:|---:|" + ("---|" if noted else "")
     for row in sorted(rows, key=lambda row: -row["median_s"]):
         median, low, high = (row[key] * 1e6 for key in ("median_s", "p25_s", "p75_s"))
         above = row["median_s"] / row["floor_s"]
         ratio = f"{best / row['median_s']:.2f}" if best else ""
         yield (
             f"| {row['provider']} | {median:.1f} | {low:.1f} to {high:.1f} "
-            f"| {above:.2f} | {ratio} |"
+            f"| {above:.2f} | {ratio} |" + (f" {row['note']} |" if noted else "")
         )
     yield ""
 
