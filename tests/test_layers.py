@@ -12,7 +12,7 @@ LAYERS = {
     "reference": {"reference"},
     "kernels": set(),
     "_dispatch": {"_native"},
-    "_library": set(),
+    "_library": {"_native"},
     "ops": {"reference", "kernels", "_dispatch", "_library", "_native", "ops"},
     "models": {"ops", "models"},
     "envs": {"_stepper", "envs"},

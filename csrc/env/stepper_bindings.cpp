@@ -61,8 +61,9 @@ class Driver {
 
 class StepperFace {
  public:
-  StepperFace(fastrssm::StepperConfig config, const Addresses& task)
-      : num_envs_(static_cast<py::ssize_t>(config.data.size())),
+  StepperFace(fastrssm::StepperConfig config, const Addresses& task, py::object owner)
+      : owner_(std::move(owner)),
+        num_envs_(static_cast<py::ssize_t>(config.data.size())),
         num_controls_(config.num_controls),
         observation_size_(config.observation_size),
         process_(getpid()),
@@ -105,13 +106,15 @@ class StepperFace {
     stepper_->step(in, before, out);
   }
 
-  // The arrays must live until wait().
+  // The arrays are kept until the next call.
   template <typename T>
   void start(Array<T> action, Array<T> previous, Array<T> observation, Array<T> final_observation,
              Array<double> reward, Array<bool> truncated, Array<bool> diverged) {
     const auto out =
         outputs(action, previous, observation, final_observation, reward, truncated, diverged);
     const T *in = action.data(), *before = previous.data();
+    held_ = py::make_tuple(action, previous, observation, final_observation, reward, truncated,
+                           diverged);
     if (!driver_) driver_ = std::make_unique<Driver>();
     driver_->start([this, in, before, out] { stepper_->step(in, before, out); });
   }
@@ -182,6 +185,8 @@ class StepperFace {
     }
   }
 
+  py::object owner_;  // of what the addresses point into, and of the arrays of a step under way:
+  py::tuple held_;    // both outlive the threads
   py::ssize_t num_envs_, num_controls_, observation_size_;
   pid_t process_;
   std::unique_ptr<fastrssm::Stepper> stepper_;
@@ -237,7 +242,9 @@ PYBIND11_MODULE(_stepper, m) {
       .def_readwrite("runge_kutta", &StepperConfig::runge_kutta)
       .def_readwrite("autoreset", &StepperConfig::autoreset);
   py::class_<StepperFace> stepper(m, "Stepper");
-  stepper.def(py::init<StepperConfig, const Addresses&>(), py::arg("config"), py::arg("task"))
+  stepper
+      .def(py::init<StepperConfig, const Addresses&, py::object>(), py::arg("config"),
+           py::arg("task"), py::arg("owner"))
       .def("wait", &StepperFace::wait)
       .def_property("steps", &StepperFace::steps, &StepperFace::set_steps)
       .def_property_readonly("num_threads", &StepperFace::num_threads);

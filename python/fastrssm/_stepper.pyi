@@ -155,7 +155,7 @@ class StepperConfig:
     def warnings(self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
         ...
 class Stepper:
-    def __init__(self, config: StepperConfig, task: collections.abc.Mapping[str, typing.SupportsInt | typing.SupportsIndex]) -> None:
+    def __init__(self, config: StepperConfig, task: collections.abc.Mapping[str, typing.SupportsInt | typing.SupportsIndex], owner: typing.Any) -> None:
         ...
     @typing.overload
     def observe(self, observation: numpy.typing.NDArray[numpy.float32]) -> None:

@@ -99,8 +99,7 @@ def test_a_forgotten_environment_ends_its_threads():
     before = threads()
     env = running()
     assert threads() == before + THREADS
-    env.step_wait()
-    del env
+    del env  # with a step under way
     assert threads() == before
 
 
@@ -180,6 +179,26 @@ def test_an_interrupted_wait_can_be_repeated():
     with pytest.raises(AlreadyPendingCallError):
         env.step(action)
     np.testing.assert_array_equal(env.step_wait()[1], same.step(action)[1])
+
+
+def test_a_step_whose_start_is_interrupted_is_taken():
+    env, same, action = long_steps()
+    loop = env._stepper
+
+    class Interrupted:
+        def __getattr__(self, name):
+            return getattr(loop, name)
+
+        def start(self, *arrays):
+            loop.start(*arrays)
+            raise KeyboardInterrupt
+
+    env._stepper = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        env.step_async(action)
+    env._stepper = loop
+    same.step(action)
+    np.testing.assert_array_equal(env.step(action)[1], same.step(action)[1])
 
 
 def test_environments_come_and_go_without_a_trace():

@@ -7,7 +7,7 @@ import copy
 import ctypes
 import math
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -31,15 +31,6 @@ _AUTORESET = {
 _UNTOUCHED = np.uint64(0x7FF4_DEAD_BEEF_0001)
 
 
-class Loop(NamedTuple):
-    """A stepping loop, and what its addresses point into: it must live as long."""
-
-    stepper: _stepper.Stepper
-    arrays: list[Physics]
-    models: list[tuple[mujoco.MjModel, mujoco.MjModel]]
-    functions: dict[str, Any]
-
-
 def make_loop(
     task: Task,
     model: mujoco.MjModel,
@@ -52,7 +43,7 @@ def make_loop(
     control_steps: int,
     num_threads: int,
     autoreset_mode: AutoresetMode,
-) -> Loop:
+) -> _stepper.Stepper:
     """Compile the functions of `task` and start the threads.
 
     Args:
@@ -117,7 +108,8 @@ def make_loop(
         name: functions[name].address if name in functions else 0
         for name in ("reset", "observe", "reward", "finish")
     }
-    return Loop(_stepper.Stepper(config, addresses), arrays, models, functions)
+    # what the addresses point into must live as long as the threads
+    return _stepper.Stepper(config, addresses, (arrays, models, data, parameters, rng, functions))
 
 
 def _models_of_threads(

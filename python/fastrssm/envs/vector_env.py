@@ -5,7 +5,6 @@
 
 import os
 from collections.abc import Sequence
-from copy import deepcopy
 from typing import Any, NamedTuple
 
 import mujoco
@@ -140,14 +139,16 @@ class MujocoVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
 
         self._copy = copy
         self._dtype = np.dtype(dtype)
-        sizes = [size for _, size, _ in task.sensors]
-        self._ends = np.cumsum(sizes)[:-1]
-        self._width = sum(sizes)
+        self._columns: dict[str, slice] = {}
+        self._width = 0
+        for name, size, _ in task.sensors:
+            self._columns[name] = slice(self._width, self._width + size)
+            self._width += size
         self._buffers = (self._allocate(), self._allocate())
         self._action = np.zeros((num_envs, self.model.nu), self._dtype)
         self._pending = self._is_reset = False
         self._rng = np.stack([rng_words(np.random.RandomState()) for _ in range(num_envs)])
-        self._loop = make_loop(
+        self._stepper = make_loop(
             task,
             self.model,
             self.data,
@@ -159,7 +160,6 @@ class MujocoVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             num_threads=threads,
             autoreset_mode=self._mode,
         )
-        self._stepper = self._loop.stepper
 
         boxes: dict[str, spaces.Space[Any]] = {
             name: spaces.Box(-np.inf, np.inf, (size,), dtype) for name, size, _ in task.sensors
@@ -299,7 +299,7 @@ class MujocoVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     def _results(self) -> StepResult:
         out = self._buffers[0]
         if self._copy:
-            out = deepcopy(out)
+            out = _Buffers._make(array.copy() for array in out)
         infos: dict[str, Any] = {}
         if out.diverged.any():
             infos["diverged"] = infos["_diverged"] = out.diverged
@@ -318,6 +318,8 @@ class MujocoVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             raise ClosedEnvironmentError(f"{call} was called after close")
         if self._pending:
             raise AlreadyPendingCallError(f"{call} was called before step_wait", "step")
+        # an interrupt within step_async may have left a step under way
+        self._stepper.wait()
 
     def close_extras(self, **kwargs: Any) -> None:
         """Wait for a step under way, end the threads and free the physics."""
@@ -326,7 +328,7 @@ class MujocoVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self._pending = False
         if self._renderer is not None:
             self._renderer.close()
-        del self._stepper, self._loop, self.data
+        del self._stepper, self.data
 
     def state(self) -> VectorState:
         """Copy all that the future depends on, for `set_state` here or in a like environment."""
@@ -380,5 +382,4 @@ class MujocoVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         return found
 
     def _by_sensor(self, observation: NDArray[Any]) -> Observation:
-        names = (name for name, _, _ in self.task.sensors)
-        return dict(zip(names, np.split(observation, self._ends, axis=1), strict=True))
+        return {name: observation[:, columns] for name, columns in self._columns.items()}
