@@ -10,12 +10,23 @@ import torch
 
 from bench import harness
 
-# imported when chosen: environments are stepped without OpenGL, and drawn with it
+# imported when chosen: environments are stepped without OpenGL, and drawn with it;
+# `module:function`, where a module has several functions that give workloads
 BENCHES = {
     "KL": "bench.ops.bench_gaussian_kl",
     "envs": "bench.bench_env",
     "render": "bench.bench_render",
     "gemm": "bench.bench_gemm",
+    "W1": "bench.ops.bench_rssm_scan:w1",
+    "W2": "bench.ops.bench_rssm_scan:w2",
+    "W3": "bench.ops.bench_rssm_scan:w3",
+    "W3-imagine": "bench.ops.bench_rssm_scan:w3_imagine",
+    "W4": "bench.ops.bench_rssm_scan:w4",
+    "W4-2048": "bench.ops.bench_rssm_scan:w4_2048",
+    "W5": "bench.ops.bench_rssm_scan:w5",
+    "W6": "bench.ops.bench_rssm_scan:w6",
+    "W7": "bench.bench_update:pretraining",
+    "W8": "bench.bench_update:imitation",
 }
 
 
@@ -24,6 +35,9 @@ def main():
     parser.add_argument("--only", default=",".join(BENCHES), help="comma-separated workloads")
     parser.add_argument(
         "--threads", type=int, default=1, help="threads of torch and of the kernels"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=harness.ROUNDS, help="at most; two are enough for a look"
     )
     parser.add_argument("--out", type=Path, required=True, help="results file")
     args = parser.parse_args()
@@ -34,11 +48,12 @@ def main():
     # before the first run: the load that others make, not ours
     result = {"machine": harness.machine(), "rows": []}
     for name in chosen:
-        for workload in import_module(BENCHES[name]).workloads(args.threads):
-            for row in harness.rows(workload, args.threads):
+        module, _, function = BENCHES[name].partition(":")
+        for workload in getattr(import_module(module), function or "workloads")(args.threads):
+            for row in harness.rows(workload, args.threads, args.rounds):
                 result["rows"].append(row)
                 cells = row["workload"], row["mode"], row["device"], row["provider"]
-                print(*cells, f"{row['median_s'] * 1e6:.1f} us", flush=True)
+                print(*cells, f"{row['median_s'] * 1e6:.1f} us", row["note"], flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     partial = args.out.with_suffix(".part")
     partial.write_text(json.dumps(result, indent=1) + "\n")

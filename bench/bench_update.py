@@ -1,0 +1,94 @@
+"""Whole updates of both phases of AIME: workloads W7 and W8.
+
+One call is a step of the optimiser on the same batch of 50 walker windows of 50 frames: encoder,
+sequence, decoders, KL, gradients, clipping and Adam. The bound is its products; those of the
+reference, which has no others.
+"""
+
+import torch
+
+from bench import peak
+from bench.harness import Workload
+from bench.ops.bench_rssm_scan import at, exact_medium, pin
+from fastrssm import use_backend
+from fastrssm.algos import aime, pretrain
+from fastrssm.envs import find_task
+from fastrssm.models.policy import TanhGaussianPolicy
+from fastrssm.models.world_model import WorldModel, world_model_config
+
+TASK = "walker-run"
+T, B = 50, 50
+GRAD_CLIP = 100.0
+# relative differences of losses and gradient norms that no rounding explains
+_LIMITS = {"float32": 1e-4, "bfloat16": 3e-2}
+
+
+def batch(config):
+    generator = torch.Generator().manual_seed(0)
+    found = {name: torch.randn(T, B, size, generator=generator) for name, size in config.sensors}
+    action = torch.randn(T, B, config.action_size, generator=generator).tanh()
+    return found | {"pre_action": action}
+
+
+def phase_1():
+    """Return an update of a fresh world model."""
+    torch.manual_seed(0)
+    task = find_task(TASK)
+    model = WorldModel(world_model_config("rssm", task.sensors, "mdp", task.action_size))
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4, fused=True)
+    noise, frames = torch.Generator().manual_seed(1), batch(model.config)
+    return lambda: pretrain.update(model, optimizer, frames, noise, grad_clip=GRAD_CLIP)
+
+
+def phase_2():
+    """Return an update of a fresh policy with a frozen world model."""
+    torch.manual_seed(0)
+    task = find_task(TASK)
+    model = WorldModel(world_model_config("rssm", task.sensors, "mdp", task.action_size))
+    model.freeze()
+    policy = TanhGaussianPolicy(model.config.feature_size, task.action_size)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=3e-4, fused=True)
+    noise, frames = torch.Generator().manual_seed(1), batch(model.config)
+    options = {"kl_only": False, "use_idm": False, "grad_clip": GRAD_CLIP}
+    return lambda: aime.update(model, policy, optimizer, frames, noise, **options)
+
+
+def on(backend, update):
+    def call():
+        with use_backend(backend):
+            return update()
+
+    return call
+
+
+def workload(name, make, dtype, threads):
+    """Each provider trains modules of its own, which start alike."""
+    precision = "highest" if dtype == "float32" else "medium"
+    torch.set_float32_matmul_precision("highest")
+    limit, run = peak.limit(peak.flop(on("reference", make())), dtype, threads)
+    expected, providers, notes = on("reference", make())(), {limit: run}, {}
+    if dtype == "float32" and exact_medium():
+        providers["fastrssm-reference-onednn"] = at("medium", on("reference", make()))
+    for backend in ("reference", "cpu"):
+        providers[f"fastrssm-{backend}"] = at(precision, on(backend, make()))
+    for provider, call in list(providers.items())[1:]:
+        found = call()
+        error = max(abs(found[key] / value - 1).item() for key, value in expected.items())
+        assert error < _LIMITS[dtype], f"{provider}: metrics differ by {error:.1e}"
+        notes[provider] = f"metrics of the first update differ by {error:.1e}"
+    return Workload("update", name, "update", dtype, "cpu", None, providers, limit, notes)
+
+
+def workloads(name, make, threads):
+    pin(threads)
+    for dtype in ("float32", "bfloat16"):
+        yield workload(name, make, dtype, threads)
+    torch.set_float32_matmul_precision("highest")
+
+
+def pretraining(threads):
+    return workloads(f"W7 pretrain, {B} x {T}", phase_1, threads)
+
+
+def imitation(threads):
+    return workloads(f"W8 aime, {B} x {T}", phase_2, threads)
