@@ -219,7 +219,9 @@ def test_choice(monkeypatch, given, display, egl, chosen):
     assert render._choose_gl() == chosen
 
 
-def test_switched_off():
+def test_switched_off(monkeypatch):
+    # chosen when the module was imported, which other tests may have done first
+    monkeypatch.setattr(render, "GL", "disable")
     threads = threading.active_count()
     with pytest.raises(RuntimeError, match=r"no OpenGL for rendering \(MUJOCO_GL='disable'"):
         Renderer(make_vec("walker-walk"))

@@ -130,6 +130,8 @@ class _Camera:
 
 
 def _open_gl(height: int, width: int) -> Any:
+    if GL == "disable":
+        raise RuntimeError("it is switched off")
     if GL not in _LIBRARIES:
         return mujoco.GLContext(width, height)
     # PyOpenGL's own error would not name the library
