@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "cpu/rssm_gates.h"
 #include "cpu/rssm_plan.h"
 #include "cpu/rssm_pointwise.h"
 
