@@ -72,9 +72,11 @@ def at(precision, function):
     return call
 
 
-def of_torch(problem, run, precision):
+def of_torch(problem, run, precision, learnt=None):
+    learnt = problem.learnt() if learnt is None else learnt
+
     def gradients():
-        return torch.autograd.grad(run(), problem.learnt(), problem.upstream)
+        return torch.autograd.grad(run(), learnt, problem.upstream)
 
     return Calls(at(precision, torch.no_grad()(run)), at(precision, gradients))
 
@@ -95,9 +97,15 @@ def autocast(run):
     return call
 
 
+def _has_torchrl(case):
+    """Whether it is installed and has such a network."""
+    joint = case.config.heads == "joint" and not case.policy
+    return joint and importlib.util.find_spec("torchrl") is not None
+
+
 def providers(problem, dtype, lean=False):
     """All providers; lean: without those that others of the same kind beat."""
-    run = partial(of_torch, problem)
+    run, case = partial(of_torch, problem), problem.case
     if dtype == "float32":
         fastest, suffix = ("medium", "-onednn") if exact_medium() else ("highest", "")
         found = {
@@ -120,11 +128,12 @@ def providers(problem, dtype, lean=False):
     if lean:
         found = {name: calls for name, calls in found.items() if "textbook" not in name}
     found["jax"] = Calls(*rssm_jax.calls(problem, dtype), merged=True)
-    if importlib.util.find_spec("torchrl") and problem.policy is None and not lean:
+    if _has_torchrl(case) and not lean:
         from bench.ops import rssm_torchrl
 
-        for name, step in rssm_torchrl.sequences(problem).items():
-            found[name] = run(step if dtype == "float32" else autocast(step), precision)
+        for name, (call, learnt) in rssm_torchrl.sequences(problem).items():
+            call = call if dtype == "float32" else autocast(call)
+            found[name] = run(call, "medium", learnt)
     if not lean:
         found["fastrssm-reference"] = run(ours(problem, "reference"), precision)
     found["fastrssm-cpu"] = run(ours(problem, "cpu"), precision)
@@ -152,7 +161,9 @@ def checked(name, calls, exact, dtype, categorical):
 
 
 def pin(threads):
-    """JAX has as many threads as the process has processors."""
+    """JAX has as many threads as the process has processors when it starts."""
+    if threads == 1:
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
