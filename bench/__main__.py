@@ -14,6 +14,9 @@ from bench import harness
 # `module:function`, where a module has several functions that give workloads
 BENCHES = {
     "KL": "bench.ops.bench_gaussian_kl",
+    "categorical-KL": "bench.ops.bench_categorical_kl",
+    "nll": "bench.ops.bench_gaussian_nll",
+    "lambda": "bench.ops.bench_lambda_return",
     "envs": "bench.bench_env",
     "render": "bench.bench_render",
     "gemm": "bench.bench_gemm",
