@@ -1,6 +1,7 @@
 """Run benchmarks: `python -m bench --only KL --threads 1 --out bench/results/NAME.json`."""
 
 import argparse
+import gc
 import json
 import os
 from importlib import import_module
@@ -57,6 +58,9 @@ def main():
                 result["rows"].append(row)
                 cells = row["workload"], row["mode"], row["device"], row["provider"]
                 print(*cells, f"{row['median_s'] * 1e6:.1f} us", row["note"], flush=True)
+            # before the next one is made: a thousand environments of each provider are gigabytes
+            del workload
+            gc.collect()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     partial = args.out.with_suffix(".part")
     partial.write_text(json.dumps(result, indent=1) + "\n")
