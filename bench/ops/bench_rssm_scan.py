@@ -104,7 +104,7 @@ def _has_torchrl(case):
 
 
 def providers(problem, dtype, lean=False):
-    """All providers; lean: without those that others of the same kind beat."""
+    """All providers; lean: without eager loops, which others beat, and JAX, which needs 12 GB."""
     run, case = partial(of_torch, problem), problem.case
     if dtype == "float32":
         fastest, suffix = ("medium", "-onednn") if exact_medium() else ("highest", "")
@@ -126,8 +126,9 @@ def providers(problem, dtype, lean=False):
         }
         precision = "medium"
     if lean:
-        found = {name: calls for name, calls in found.items() if "textbook" not in name}
-    found["jax"] = Calls(*rssm_jax.calls(problem, dtype), merged=True)
+        del found["textbook" if dtype == "float32" else "textbook-autocast"]
+    else:
+        found["jax"] = Calls(*rssm_jax.calls(problem, dtype), merged=True)
     if _has_torchrl(case) and not lean:
         from bench.ops import rssm_torchrl
 
