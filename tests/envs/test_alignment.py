@@ -120,7 +120,14 @@ def test_every_official_task_is_covered():
     assert [name for name in TASKS if "aime" not in name] == OFFICIAL
 
 
-@pytest.mark.parametrize(("seed", "action_repeat"), [(0, 1), (7, 2)])
+# the rest of the combinations, and more seeds, when there is time
+MORE = [(0, 2), (7, 1), *((seed, repeat) for seed in (1, 2, 3) for repeat in (1, 2))]
+
+
+@pytest.mark.parametrize(
+    ("seed", "action_repeat"),
+    [(0, 1), (7, 2), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in MORE)],
+)
 @pytest.mark.parametrize("env_id", OFFICIAL)
 @norm_in_order
 def test_whole_episodes_equal_dm_control(env_id, seed, action_repeat):
