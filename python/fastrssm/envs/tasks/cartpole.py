@@ -3,16 +3,15 @@
 Source: dm_control/suite/cartpole.py
 """
 
-import math
 from typing import Any
 
 import numba
 import numpy as np
 
 from fastrssm.envs.physics import Physics, normal, uniform
+from fastrssm.envs.tasks.rewards import gaussian, quadratic
 
 POLE = 2
-_GAUSSIAN = math.sqrt(-2 * math.log(0.1))  # dm_control's gaussian sigmoid is 0.1 at the margin
 
 
 @numba.njit
@@ -44,23 +43,15 @@ def observe(physics: Physics, out: Any) -> None:
 
 
 @numba.njit
-def _tolerance(x: float, margin: float) -> float:
-    # tolerance(x, margin=margin), the gaussian sigmoid
-    d = x / margin * _GAUSSIAN
-    return math.exp(-0.5 * (d * d))
-
-
-@numba.njit
 def smooth(physics: Physics) -> float:
     """Reward an upright, slow pole over a cart in the middle, with little force."""
     upright = (physics.xmat[POLE, 2, 2] + 1) / 2
     # (1 + tolerance(cart_position, margin=2)) / 2
-    centered = (1 + _tolerance(physics.qpos[0], 2.0)) / 2
+    centered = (1 + gaussian(physics.qpos[0], 2.0)) / 2
     # (4 + tolerance(control, margin=1, value_at_margin=0, sigmoid='quadratic')) / 5
-    force = physics.ctrl[0]
-    small_control = (4 + max(1 - force * force, 0.0)) / 5
+    small_control = (4 + quadratic(physics.ctrl[0])) / 5
     # (1 + tolerance(angular_vel, margin=5)) / 2
-    small_velocity = (1 + _tolerance(physics.qvel[1], 5.0)) / 2
+    small_velocity = (1 + gaussian(physics.qvel[1], 5.0)) / 2
     return upright * small_control * small_velocity * centered
 
 

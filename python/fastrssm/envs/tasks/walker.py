@@ -4,7 +4,6 @@ Source: dm_control/suite/walker.py (stand, walk, run) and AIME's two code bases 
 `_aime1` looks once at the end of the step, `_aime2` is summed over its control steps.
 """
 
-import math
 from typing import Any
 
 import numba
@@ -15,8 +14,7 @@ from fastrssm.envs.tasks.planar import flip_aime1 as flip_aime1
 from fastrssm.envs.tasks.planar import flip_aime2 as flip_aime2
 from fastrssm.envs.tasks.planar import flipbackward_aime1 as flipbackward_aime1
 from fastrssm.envs.tasks.planar import flipbackward_aime2 as flipbackward_aime2
-
-_GAUSSIAN = math.sqrt(-2 * math.log(0.1))  # dm_control's gaussian sigmoid is 0.1 at the margin
+from fastrssm.envs.tasks.rewards import gaussian, linear
 
 reset = randomize_joints
 
@@ -33,22 +31,10 @@ def observe(physics: Physics, out: Any) -> None:
 
 
 @numba.njit
-def _tolerance_linear(x: float, lower: float) -> float:
-    # tolerance(x, (lower, inf), margin=lower / 2, value_at_margin=0.5, sigmoid='linear')
-    if x >= lower:
-        return 1.0
-    d = (lower - x) / (lower / 2) * 0.5
-    return 1 - d if abs(d) < 1 else 0.0
-
-
-@numba.njit
 def stand(physics: Physics) -> float:
     """Reward an upright torso at its full height."""
-    height = physics.xpos[TORSO, 2]
-    standing = 1.0  # tolerance(torso_height, (1.2, inf), margin=0.6)
-    if height < 1.2:
-        d = (1.2 - height) / 0.6 * _GAUSSIAN
-        standing = math.exp(-0.5 * (d * d))
+    # tolerance(torso_height, (1.2, inf), margin=0.6)
+    standing = gaussian(max(1.2 - physics.xpos[TORSO, 2], 0.0), 0.6)
     upright = (1 + physics.xmat[TORSO, 2, 2]) / 2
     return (3 * standing + upright) / 4
 
@@ -61,13 +47,13 @@ def _move(physics: Physics, amount: float) -> float:
 @numba.njit
 def walk(physics: Physics) -> float:
     """Reward standing and 1 m/s forward."""
-    return _move(physics, _tolerance_linear(physics.sensordata[0], 1.0))
+    return _move(physics, linear(physics.sensordata[0], 1.0, 0.5, 0.5))
 
 
 @numba.njit
 def run(physics: Physics) -> float:
     """Reward standing and 8 m/s forward."""
-    return _move(physics, _tolerance_linear(physics.sensordata[0], 8.0))
+    return _move(physics, linear(physics.sensordata[0], 8.0, 4.0, 0.5))
 
 
 @numba.njit
