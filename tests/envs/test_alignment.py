@@ -109,11 +109,13 @@ def allowed_difference(reward):
     """How far numpy's exp and the arguments it gets may move `reward`.
 
     numpy squares a scalar d by pow, which may differ by a unit in the last place from d * d. That
-    moves exp(-d * d / 2) by d * d / 2 = -log(exp(-d * d / 2)) times eps, relative to itself.
+    moves exp(-d * d / 2) by d * d / 2 = -log(exp(-d * d / 2)) times eps, relative to itself. And
+    numpy's exp may be the other neighbour of the true value, after which each of the operations
+    that follow (walker has most: 3 g, + u, times 5 m + 1, / 6) may round to the other side.
     """
     if reward == 0:
         return 0
-    return 2 * np.spacing(reward) - np.finfo(np.float64).eps * min(math.log(reward), 0) * reward
+    return 5 * np.spacing(reward) - np.finfo(np.float64).eps * min(math.log(reward), 0) * reward
 
 
 def test_every_official_task_is_covered():
