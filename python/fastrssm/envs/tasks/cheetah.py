@@ -14,6 +14,7 @@ from fastrssm.envs.tasks.planar import flip_aime1 as flip_aime1
 from fastrssm.envs.tasks.planar import flip_aime2 as flip_aime2
 from fastrssm.envs.tasks.planar import flipbackward_aime1 as flipbackward_aime1
 from fastrssm.envs.tasks.planar import flipbackward_aime2 as flipbackward_aime2
+from fastrssm.envs.tasks.rewards import linear
 
 
 @numba.njit
@@ -36,12 +37,7 @@ def observe(physics: Physics, out: Any) -> None:
 @numba.njit
 def run(physics: Physics) -> float:
     """Reward speed up to 10 m/s."""
-    # tolerance(speed, (10, inf), margin=10, value_at_margin=0, sigmoid='linear')
-    speed = physics.sensordata[0]
-    if speed >= 10:
-        return 1.0
-    d = (10 - speed) / 10
-    return 1 - d if abs(d) < 1 else 0.0
+    return linear(physics.sensordata[0], 10.0, 10.0, 0.0)
 
 
 @numba.njit
