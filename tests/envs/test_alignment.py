@@ -14,10 +14,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # a deprecation notice per lo
 suite = pytest.importorskip("dm_control.suite")
 
 
-@pytest.fixture(autouse=True)
-def _somewhere(tmp_path, monkeypatch):
-    """MuJoCo logs the warnings of dm_control's models to a file in the current folder."""
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("somewhere")
 
 
 OFFICIAL = [
@@ -56,6 +53,12 @@ def oracles(env_id, seed, num_envs):
         suite.load(*env_id.split("-"), task_kwargs={"random": np.random.RandomState(generator)})
         for generator in map(np.random.MT19937, streams)
     ]
+
+
+def pair(env_id, seed=0):
+    """One environment of ours and dm_control's own, with the same random stream."""
+    (oracle,) = oracles(env_id, seed, 1)
+    return make_vec(env_id, 1, action_repeat=1, dtype=np.float64), oracle
 
 
 def flat(observation):

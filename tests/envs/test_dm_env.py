@@ -20,10 +20,7 @@ test_utils = pytest.importorskip("dm_env.test_utils")
 STEPS = 20  # 0.5 s of walker
 
 
-@pytest.fixture(autouse=True)
-def _somewhere(tmp_path, monkeypatch):
-    """MuJoCo logs the warnings of dm_control's models to a file in the current folder."""
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("somewhere")
 
 
 def view(**options):

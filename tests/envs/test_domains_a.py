@@ -7,27 +7,16 @@ import mujoco
 import numpy as np
 import pytest
 
-from fastrssm.envs import TASKS, make_vec
+from fastrssm.envs import TASKS
 from fastrssm.envs.model import load_model
 from fastrssm.envs.tasks import finger, hopper, reacher
 
 suite = pytest.importorskip("dm_control.suite")
+from test_alignment import pair  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("somewhere")
 
 DOMAINS = [name for name in TASKS if name.split("-")[0] in ("hopper", "reacher", "finger")]
-
-
-@pytest.fixture(autouse=True)
-def _somewhere(tmp_path, monkeypatch):
-    """MuJoCo logs the warnings of dm_control's models to a file in the current folder."""
-    monkeypatch.chdir(tmp_path)
-
-
-def pair(env_id, seed=0):
-    """One environment of ours and dm_control's own, with the same random stream."""
-    (stream,) = np.random.SeedSequence(seed).spawn(1)
-    random = np.random.RandomState(np.random.MT19937(stream))
-    oracle = suite.load(*env_id.split("-"), task_kwargs={"random": random})
-    return make_vec(env_id, 1, action_repeat=1, dtype=np.float64), oracle
 
 
 c_library_log1p = mock.patch.object(np, "log1p", np.vectorize(math.log1p, otypes=[np.float64]))

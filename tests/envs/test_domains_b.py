@@ -7,30 +7,19 @@ import pytest
 from fastrssm.envs import TASKS, make_vec
 from fastrssm.envs.tasks import ball_in_cup, humanoid, quadruped
 
-suite = pytest.importorskip("dm_control.suite")
+pytest.importorskip("dm_control.suite")
 from test_alignment import (  # noqa: E402
     allowed_difference,
     assert_same_observation,
     c_library,
     norm_in_order,
+    pair,
 )
+
+pytestmark = pytest.mark.usefixtures("somewhere")
 
 DOMAINS = ("ball_in_cup", "humanoid", "quadruped")
 NAMES = [name for name in TASKS if name.split("-")[0] in DOMAINS]
-
-
-@pytest.fixture(autouse=True)
-def _somewhere(tmp_path, monkeypatch):
-    """MuJoCo logs the warnings of dm_control's models to a file in the current folder."""
-    monkeypatch.chdir(tmp_path)
-
-
-def pair(env_id, seed=0):
-    """One environment of ours and dm_control's own, with the same random stream."""
-    (stream,) = np.random.SeedSequence(seed).spawn(1)
-    random = np.random.RandomState(np.random.MT19937(stream))
-    oracle = suite.load(*env_id.split("-"), task_kwargs={"random": random})
-    return make_vec(env_id, 1, action_repeat=1, dtype=np.float64), oracle
 
 
 @pytest.mark.parametrize(
