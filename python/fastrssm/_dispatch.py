@@ -17,9 +17,9 @@ _NAMES: tuple[Backend, ...] = get_args(Backend)
 # every op that has a card, with its backends
 OPS: dict[str, tuple[Backend, ...]] = {
     "gaussian_kl": ("reference", "cpu", "triton", "cuda"),
-    "categorical_kl": ("reference", "cpu"),
-    "gaussian_nll": ("reference", "cpu"),
-    "lambda_return": ("reference", "cpu"),
+    "categorical_kl": ("reference", "cpu", "triton"),
+    "gaussian_nll": ("reference", "cpu", "triton"),
+    "lambda_return": ("reference", "cpu", "triton"),
     "rssm_observe": ("reference", "cpu"),
     "rssm_imagine": ("reference", "cpu"),
     "rssm_observe_policy": ("reference", "cpu"),

@@ -1,4 +1,4 @@
-"""What the tests of categorical_kl, gaussian_nll and lambda_return ask of their CPU kernels."""
+"""What the tests of categorical_kl, gaussian_nll and lambda_return ask of their kernels."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def cast(inputs, dtype):
     ]
 
 
-def assert_agrees_with_the_reference(op, inputs, **options):
+def assert_agrees_with_the_reference(op, inputs, backend="cpu", **options):
     def reference(dtype):
         return value_and_gradients(op, cast(inputs, dtype), backend="reference", **options)
 
@@ -35,7 +35,7 @@ def assert_agrees_with_the_reference(op, inputs, **options):
         # its error adds to the two that a kernel may have
         shrink, factor = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps, 3.0
         plain = [e + (p - e) * shrink for e, p in zip(exact, reference(torch.float32), strict=True)]
-    got = value_and_gradients(op, inputs, backend="cpu", **options)
+    got = value_and_gradients(op, inputs, backend=backend, **options)
     for i, three in enumerate(zip(got, exact, plain, strict=True)):
         assert_matches(f"gradient {i}" if i else "value", *three, factor=factor)
 
@@ -67,7 +67,7 @@ def assert_compiles(op, inputs, **options):
         torch.testing.assert_close(one, other)
 
 
-def assert_transforms(total, x):
+def assert_transforms(total, x, backend="cpu"):
     """total(x, backend) -> scalar: torch.func sees the same gradients through both backends."""
     stacked = torch.stack([x, x + 1, x * 0.5])
 
@@ -78,13 +78,13 @@ def assert_transforms(total, x):
             torch.vmap(lambda x: total(x, backend), in_dims=1)(stacked.movedim(0, 1)),
         )
 
-    for got, want in zip(run("cpu"), run("reference"), strict=True):
+    for got, want in zip(run(backend), run("reference"), strict=True):
         torch.testing.assert_close(got, want)
 
 
-def assert_no_second_derivative(op, inputs, **options):
+def assert_no_second_derivative(op, inputs, backend="cpu", **options):
     asked = [x for x in inputs if isinstance(x, torch.Tensor) and x.requires_grad]
-    total = op(*inputs, backend="cpu", **options).square().sum()
+    total = op(*inputs, backend=backend, **options).square().sum()
     gradients = torch.autograd.grad(total, asked, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         sum(g.square().sum() for g in gradients).backward()

@@ -1,7 +1,8 @@
 """KL divergence of grouped categorical distributions.
 
-Saved for backward: the gradients of the plain KL, which the pass that finds the value finds almost
-for nothing: 8 bytes a class, 4 in bfloat16, 16 in float64. The backward pass scales them.
+Saved for backward on cpu: the gradients of the plain KL, which the pass that finds the value finds
+almost for nothing: 8 bytes a class, 4 in bfloat16, 16 in float64. The backward pass scales them. On
+triton: the logits, which live anyway, and the KL: 4 bytes a row.
 """
 
 import math
@@ -69,7 +70,7 @@ def categorical_kl(
     classes = post_logits.shape[-1]
     refused: dict[Backend, str] = {}
     if classes > _MOST_CLASSES:
-        refused["cpu"] = f"{classes} classes are more than {_MOST_CLASSES}"
+        refused["cpu"] = refused["triton"] = f"{classes} classes are more than {_MOST_CLASSES}"
     chosen = resolve("categorical_kl", post_logits, backend, refused)
     if chosen == "reference":
         if post_logits.dtype == torch.bfloat16:
@@ -78,11 +79,13 @@ def categorical_kl(
             post_logits, prior_logits, unimix=unimix, kl_balance=kl_balance, free_nats=free_nats
         )
     inputs = post_logits, prior_logits
+    post_scale, prior_scale = (1.0, 1.0) if kl_balance is None else (1.0 - kl_balance, kl_balance)
+    if chosen == "triton":
+        return _on_triton(*inputs, unimix, post_scale, prior_scale, free_nats)
     wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     kl, *units = _value.traced(*(x.detach() for x in inputs), unimix, wanted, chosen)
     if not wanted:
         return kl
-    post_scale, prior_scale = (1.0, 1.0) if kl_balance is None else (1.0 - kl_balance, kl_balance)
     return _with_gradient(*inputs, kl, *units, post_scale, prior_scale, free_nats)
 
 
@@ -150,4 +153,49 @@ _with_gradient = differentiable(
         _empty_gradients,
     ),
     tensors=5,
+)
+
+
+def _empty_kl(post_logits: Tensor, *_: Any) -> Tensor:
+    shape = post_logits.shape[:-2]
+    return torch.empty(shape, dtype=torch.float32, device=post_logits.device)
+
+
+def _empty_pair(grad: Tensor, kl: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in args[:2])
+
+
+def _triton_forward(*args: Any) -> Tensor:
+    from fastrssm.kernels import categorical_kl as triton
+
+    post_logits, prior_logits, unimix, *_ = args
+    kl = _empty_kl(post_logits)
+    with torch.cuda.device_of(kl):
+        triton.forward(post_logits, prior_logits, kl, unimix)
+    return kl
+
+
+def _triton_backward(*args: Any) -> tuple[Tensor, ...]:
+    from fastrssm.kernels import categorical_kl as triton
+
+    tensors, options = args[:4], args[4:]
+    gradients = _empty_pair(*tensors)
+    with torch.cuda.device_of(gradients[0]):
+        triton.backward(*tensors, *gradients, *options)
+    return gradients
+
+
+_on_triton = differentiable(
+    define(
+        f"categorical_kl_triton({_LOGITS}, float unimix, {_OPTIONS}) -> Tensor",
+        _triton_forward,
+        _empty_kl,
+    ),
+    define(
+        f"categorical_kl_triton_backward(Tensor grad, Tensor kl, {_LOGITS}, float unimix,"
+        f" {_OPTIONS}) -> (Tensor, Tensor)",
+        _triton_backward,
+        _empty_pair,
+    ),
+    tensors=2,
 )

@@ -102,26 +102,41 @@ def _empty_gradients(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _forward(*args: Any) -> Tensor:
-    from fastrssm import _native
-
-    *inputs, constant, weight_by_std, _ = args
+    *inputs, constant, weight_by_std, backend = args
     mean, mask = inputs[1], inputs[3]
     nll = _empty_nll(*inputs)
     sizes = nll.numel(), mean.shape[-1], mask.shape[-1]
     tensors: Any = (*inputs, nll)
-    call_cpu(_native.gaussian_nll_forward, mean.dtype, sizes, tensors, constant, weight_by_std)
+    options: Any = (constant, weight_by_std)
+    match backend:
+        case "cpu":
+            from fastrssm import _native
+
+            call_cpu(_native.gaussian_nll_forward, mean.dtype, sizes, tensors, *options)
+        case _:
+            from fastrssm.kernels import gaussian_nll as triton
+
+            with torch.cuda.device_of(nll):
+                triton.forward(*tensors, *options)
     return nll
 
 
 def _backward(*args: Any) -> tuple[Tensor, ...]:
-    from fastrssm import _native
-
-    grad, nll, *inputs, _, weight_by_std, _ = args
+    grad, nll, *inputs, _, weight_by_std, backend = args
     mean, mask = inputs[1], inputs[3]
     gradients = _empty_gradients(*args)
     sizes = nll.numel(), mean.shape[-1], mask.shape[-1]
     tensors: Any = (grad, *inputs, *gradients[1:3])
-    call_cpu(_native.gaussian_nll_backward, mean.dtype, sizes, tensors, weight_by_std)
+    match backend:
+        case "cpu":
+            from fastrssm import _native
+
+            call_cpu(_native.gaussian_nll_backward, mean.dtype, sizes, tensors, weight_by_std)
+        case _:
+            from fastrssm.kernels import gaussian_nll as triton
+
+            with torch.cuda.device_of(grad):
+                triton.backward(*tensors, weight_by_std=weight_by_std)
     return gradients
 
 

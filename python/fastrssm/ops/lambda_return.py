@@ -89,24 +89,40 @@ def _sizes(rewards: Tensor) -> tuple[int, int, int]:
 
 
 def _forward(*args: Any) -> Tensor:
-    from fastrssm import _native
-
-    *inputs, discount, lambda_, _ = args
+    *inputs, discount, lambda_, backend = args
     returns = _empty_returns(*inputs)
     tensors: Any = (*inputs, returns)
-    kernel = _native.lambda_return_forward
-    call_cpu(kernel, inputs[0].dtype, _sizes(returns), tensors, discount, lambda_)
+    options: Any = (discount, lambda_)
+    match backend:
+        case "cpu":
+            from fastrssm import _native
+
+            kernel = _native.lambda_return_forward
+            call_cpu(kernel, inputs[0].dtype, _sizes(returns), tensors, *options)
+        case _:
+            from fastrssm.kernels import lambda_return as triton
+
+            with torch.cuda.device_of(returns):
+                triton.forward(*tensors, *options)
     return returns
 
 
 def _backward(*args: Any) -> tuple[Tensor, ...]:
-    from fastrssm import _native
-
-    grad, returns, rewards, next_values, discounts, discount, lambda_, _ = args
+    grad, returns, rewards, next_values, discounts, discount, lambda_, backend = args
     gradients = _empty_gradients(*args)
     tensors: Any = (grad, returns, next_values, discounts, *gradients)
-    kernel = _native.lambda_return_backward
-    call_cpu(kernel, rewards.dtype, _sizes(rewards), tensors, discount, lambda_)
+    options: Any = (discount, lambda_)
+    match backend:
+        case "cpu":
+            from fastrssm import _native
+
+            kernel = _native.lambda_return_backward
+            call_cpu(kernel, rewards.dtype, _sizes(rewards), tensors, *options)
+        case _:
+            from fastrssm.kernels import lambda_return as triton
+
+            with torch.cuda.device_of(returns):
+                triton.backward(*tensors, *options)
     return gradients
 
 
