@@ -185,7 +185,7 @@ def _bc(words: list[str]) -> int:
 
 def _eval(words: list[str]) -> int:
     args = tyro.cli(EvalArgs, args=words, prog="fastrssm eval")
-    from fastrssm.algos import aime, bc
+    from fastrssm.run import model_agent, stack_agent
     from fastrssm.run.checkpoint import load_checkpoint
     from fastrssm.run.evaluate import EVAL_SEED_OFFSET, evaluate
     from fastrssm.run.start import choose_device
@@ -195,7 +195,9 @@ def _eval(words: list[str]) -> int:
     checkpoint = load_checkpoint(Path(args.run), expected=("aime", "bc"))
     trained = checkpoint.config["args"]
     seed = trained["seed"] + EVAL_SEED_OFFSET if args.seed is None else args.seed
-    load_agent = {"aime": aime.load_agent, "bc": bc.load_agent}[checkpoint.algorithm]
+    load_agent = {"aime": model_agent.load_agent, "bc": stack_agent.load_agent}[
+        checkpoint.algorithm
+    ]
     agent = load_agent(checkpoint, seed, device)
     # first, since it fails at once where there is no OpenGL
     if args.video is not None:

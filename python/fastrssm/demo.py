@@ -17,12 +17,14 @@ from fastrssm.envs import TASKS
 from fastrssm.models.config import world_model_config
 from fastrssm.models.policy import TanhGaussianPolicy
 from fastrssm.models.world_model import WorldModel
+from fastrssm.run import model_agent, stack_agent
 from fastrssm.run.agents import RandomAgent, SnapshotAgent, Snapshots
 from fastrssm.run.checkpoint import load_checkpoint, write_atomic
 from fastrssm.run.collect import make_dataset
 from fastrssm.run.evaluate import EVAL_SEED_OFFSET, EvalResult, evaluate
 from fastrssm.run.log import progress_bar
 from fastrssm.run.report import draw_report, read_curve
+from fastrssm.run.start import Sizes
 from fastrssm.run.video import record_video
 
 _ENV = "walker-walk"
@@ -79,7 +81,7 @@ def main(args: Args) -> dict[str, EvalResult]:
     pretrain.train(
         pretrain.Args(
             data=str(body), out=model, updates=args.model_updates, eval_every=0,
-            rssm=pretrain.Sizes(deter=128, stoch=32, hidden=128), **_TRAINING,
+            rssm=Sizes(deter=128, stoch=32, hidden=128), **_TRAINING,
             env=_ENV, seed=args.seed,
         )
     )  # fmt: skip
@@ -97,11 +99,13 @@ def main(args: Args) -> dict[str, EvalResult]:
 
     _say(start, f"evaluation, {args.episodes} episodes each")
     cpu, seed = torch.device("cpu"), args.seed + EVAL_SEED_OFFSET
-    imitator = aime.load_agent(load_checkpoint(Path(policy), expected=("aime",)), seed, cpu)
+    imitator = model_agent.load_agent(load_checkpoint(Path(policy), expected=("aime",)), seed, cpu)
     agents = {
         "random": RandomAgent(TASKS[_ENV].action_size, seed),
         "AIME": imitator,
-        "BC with actions": bc.load_agent(load_checkpoint(Path(clone), expected=("bc",)), seed, cpu),
+        "BC with actions": stack_agent.load_agent(
+            load_checkpoint(Path(clone), expected=("bc",)), seed, cpu
+        ),
         "expert": SnapshotAgent(Snapshots.open(_ENV)),
     }
     results = {

@@ -6,6 +6,7 @@ import pytest
 from fastrssm.algos import pretrain
 from fastrssm.data.episode import write_episode
 from fastrssm.envs import TASKS
+from fastrssm.run.start import Sizes
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +35,7 @@ def pretrain_args(walker_data):
     return {
         "data": str(walker_data),
         "env": "walker-walk",
-        "rssm": pretrain.Sizes(deter=16, stoch=4, hidden=8),
+        "rssm": Sizes(deter=16, stoch=4, hidden=8),
         "updates": 6,
         "batch_size": 4,
         "horizon": 6,

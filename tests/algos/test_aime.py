@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from fastrssm.algos import aime, pretrain
-from fastrssm.algos.aime import Args, WorldModelAgent, train
+from fastrssm.algos.aime import Args, train
 from fastrssm.data.dataset import episode_files
 from fastrssm.models.policy import TanhGaussianPolicy
 from fastrssm.models.rssm import State
 from fastrssm.models.world_model import WorldModel
 from fastrssm.run.checkpoint import load_checkpoint
 from fastrssm.run.evaluate import evaluate
+from fastrssm.run.model_agent import WorldModelAgent, load_agent
+from fastrssm.run.start import Sizes, build_config
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_a_policy_is_no_world_model(aime_args, finished, tmp_path):
 
 def test_the_loaded_agent_repeats_the_evaluation(finished):
     checkpoint = load_checkpoint(finished, expected=("aime",))
-    agent = aime.load_agent(checkpoint, 142, torch.device("cpu"))
+    agent = load_agent(checkpoint, 142, torch.device("cpu"))
     result = json.loads((finished / "eval.json").read_text())
     assert list(evaluate(agent, "walker-run", 3, seed=142).returns) == result["returns"]
 
@@ -136,10 +137,8 @@ def test_the_loaded_agent_repeats_the_evaluation(finished):
 def test_the_agent_filters_step_by_step():
     """The agent equals filtering the whole sequence with the same noise, and forgets at a reset."""
     torch.manual_seed(0)
-    args = pretrain.Args(
-        data="", out="", env="walker-walk", rssm=pretrain.Sizes(deter=16, stoch=4, hidden=8)
-    )
-    model = WorldModel(pretrain.build_config(args))
+    sizes = Sizes(deter=16, stoch=4, hidden=8)
+    model = WorldModel(build_config("walker-walk", "rssm", "mdp", sizes))
     policy = TanhGaussianPolicy(20, 6)
     agent = WorldModelAgent(model, policy, seed=7)
     T, N = 5, 3

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from fastrssm.algos import bc
-from fastrssm.algos.bc import Args, Policy, StackAgent, train
+from fastrssm.algos.bc import Args, train
 from fastrssm.run.checkpoint import load_checkpoint
 from fastrssm.run.evaluate import evaluate
+from fastrssm.run.stack_agent import StackAgent, StackPolicy, build_policy, load_agent
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +38,14 @@ def test_the_defaults_are_the_papers():
     args = Args(data="", out="", env="walker-walk")
     wanted = {"batch_size": 50, "lr": 1e-3, "min_epochs": 50, "patience": 3, "train_share": 0.7}
     assert {name: getattr(args, name) for name in wanted} == wanted
-    sizes = {setup: bc.build_policy("walker-walk", setup).mlp for setup in ("mdp", "lpomdp")}
+    sizes = {setup: build_policy("walker-walk", setup).mlp for setup in ("mdp", "lpomdp")}
     assert sizes["mdp"].net[0].in_features == 24
     assert sizes["lpomdp"].net[0].in_features == 5 * 15
 
 
 def test_the_loss_is_that_of_the_last_action_given_the_frames_before():
     torch.manual_seed(0)
-    policy = Policy(3 * 4, 2)
+    policy = StackPolicy(3 * 4, 2)
     batch = {
         "a": torch.randn(4, 5, 1),
         "b": torch.randn(4, 5, 3),
@@ -67,7 +68,7 @@ def test_a_run_stops_when_validation_says_so_and_keeps_the_best(bc_args, tmp_pat
     checkpoint = load_checkpoint(tmp_path, expected=("bc",))
     assert checkpoint.step == len(errors)
     result = json.loads((tmp_path / "eval.json").read_text())
-    agent = bc.load_agent(checkpoint, 0, torch.device("cpu"))
+    agent = load_agent(checkpoint, 0, torch.device("cpu"))
     assert list(evaluate(agent, "walker-walk", 2, seed=142).returns) == result["returns"]
     # the stored policy is the one of the best epoch
     once = tmp_path / "again"
@@ -91,7 +92,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(bc_args, tmp_path):
 
 
 def test_the_agent_stacks_frames_of_one_episode():
-    policy = Policy(3 * 2, 1)
+    policy = StackPolicy(3 * 2, 1)
     seen = []
     policy.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].tolist()))
     agent = StackAgent(policy, ("x", "y"), 3)

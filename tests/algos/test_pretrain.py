@@ -6,9 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastrssm.algos import pretrain
-from fastrssm.algos.pretrain import Args, Sizes, train
+from fastrssm.algos.pretrain import Args, train
 from fastrssm.run.checkpoint import load_checkpoint
+from fastrssm.run.start import Sizes, build_config
+
+
+def config_of(args):
+    return build_config(args.env, args.preset, args.setup, args.rssm)
 
 
 def records(folder):
@@ -23,10 +27,10 @@ def test_the_defaults_are_the_papers():
     args = Args(data="", out="", env="walker-walk")
     wanted = {"updates": 100_000, "batch_size": 50, "horizon": 50, "lr": 3e-4, "grad_clip": 100.0}
     assert {name: getattr(args, name) for name in wanted} == wanted
-    rssm = pretrain.build_config(args).rssm
+    rssm = config_of(args).rssm
     assert (rssm.deter, rssm.stoch, rssm.hidden) == (512, 128, 128)
     small = replace(args, preset="rssmo", env="cheetah-run", setup="lpomdp", rssm=Sizes(deter=32))
-    config = pretrain.build_config(small)
+    config = config_of(small)
     assert (config.rssm.deter, config.rssm.stoch, config.inputs) == (32, 30, ("position",))
 
 

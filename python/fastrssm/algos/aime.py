@@ -17,10 +17,7 @@ Differences from the original code:
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -32,7 +29,6 @@ from fastrssm.models.config import TERMINAL, WorldModelConfig
 from fastrssm.models.policy import TanhGaussianPolicy
 from fastrssm.models.world_model import WorldModel
 from fastrssm.run.checkpoint import (
-    Checkpoint,
     load_checkpoint,
     restore,
     resume,
@@ -41,6 +37,7 @@ from fastrssm.run.checkpoint import (
 )
 from fastrssm.run.evaluate import EVAL_SEED_OFFSET, evaluate
 from fastrssm.run.log import Logger
+from fastrssm.run.model_agent import WorldModelAgent
 from fastrssm.run.start import (
     MatmulPrecision,
     check_arguments,
@@ -48,8 +45,6 @@ from fastrssm.run.start import (
     open_run,
     set_learning_rate,
 )
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,41 +99,6 @@ class Args:
     """Episodes of the evaluation at the end, written to eval.json; 0: none."""
     wandb: bool = False
     """Send the records to Weights & Biases as well."""
-
-
-class WorldModelAgent:
-    """Filter observations with a world model and act with the mode of a policy on its state.
-
-    The state is zero at the start of an episode, and the posterior is sampled (AIME's protocol).
-    """
-
-    def __init__(self, world_model: WorldModel, policy: TanhGaussianPolicy, seed: int) -> None:
-        """Take the modules and the seed of the posterior's noise."""
-        self._world_model, self._policy, self._seed = world_model, policy, seed
-        self._device = next(world_model.parameters()).device
-        self._state = world_model.rssm.initial(0)
-        self._noise = torch.Generator(self._device)
-
-    def reset(self, num_envs: int) -> None:
-        """Forget all episodes and start the noise anew."""
-        self._state = self._world_model.rssm.initial(num_envs)
-        self._noise.manual_seed(self._seed)
-
-    @torch.no_grad()
-    def act(self, obs: dict[str, Array], is_first: Array, prev_action: Array) -> Array:
-        """Return the actions [N, A] for observations [N, size] per sensor."""
-        model = self._world_model
-        self._state = model.filter_step(
-            {name: self._tensor(obs[name]) for name in model.config.inputs},
-            self._tensor(prev_action),
-            self._state,
-            noise=model.rssm.draw_noise(len(is_first), generator=self._noise),
-            is_first=torch.from_numpy(np.asarray(is_first, bool)).to(self._device),
-        )
-        return self._policy.act(self._state.feature).cpu().numpy()
-
-    def _tensor(self, array: Array) -> Tensor:
-        return torch.from_numpy(np.asarray(array, np.float32)).to(self._device)
 
 
 def update(
@@ -263,19 +223,6 @@ def train(args: Args) -> None:
             write_atomic(out / "eval.json", json.dumps(result.to_dict()).encode())
             score = "unknown" if result.score is None else f"{result.score:.1f}"
             logger.say(f"final return {result.mean:.1f} +- {result.std:.1f}, score {score}")
-
-
-def load_agent(checkpoint: Checkpoint, seed: int, device: torch.device) -> WorldModelAgent:
-    """Rebuild the agent of a run of this algorithm.
-
-    Raises:
-        ValueError: the checkpoint is of another model variant.
-    """
-    config = WorldModelConfig.from_dict(checkpoint.config["world_model"])
-    world_model = WorldModel(config)
-    policy = TanhGaussianPolicy(config.feature_size, config.action_size)
-    restore(checkpoint, {"world_model": world_model, "policy": policy})
-    return WorldModelAgent(world_model.to(device), policy.to(device), seed)
 
 
 def _check_fit(args: Args, config: WorldModelConfig) -> None:

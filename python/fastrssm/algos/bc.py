@@ -14,27 +14,19 @@ import copy
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastrssm.data import Dataset
 from fastrssm.data.sampler import FrameStacks
-from fastrssm.envs import find_task
-from fastrssm.models.nets import MLP
-from fastrssm.run.checkpoint import Checkpoint, restore, resume, save_checkpoint, write_atomic
+from fastrssm.run.checkpoint import resume, save_checkpoint, write_atomic
 from fastrssm.run.evaluate import EVAL_SEED_OFFSET, evaluate
 from fastrssm.run.log import Logger
+from fastrssm.run.stack_agent import STACK, StackAgent, StackPolicy, build_policy, inputs
 from fastrssm.run.start import check_arguments, choose_device, open_run
-
-Array = npt.NDArray[Any]
-
-# frames that the policy sees: velocities are hidden in lpomdp, so it needs a few
-_STACK = {"mdp": 1, "lpomdp": 5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,49 +69,7 @@ class Args:
     """Send the records to Weights & Biases as well."""
 
 
-class Policy(nn.Module):
-    """tanh(MLP(stacked frames)): [..., k * E] -> action [..., A] in (-1, 1)."""
-
-    def __init__(self, in_size: int, action_size: int) -> None:
-        """Build the network."""
-        super().__init__()
-        self.mlp = MLP(in_size, action_size, width=128, depth=2)
-
-    def forward(self, stack: Tensor) -> Tensor:
-        """[..., k * E] -> [..., A]."""
-        return self.mlp(stack).tanh()
-
-
-class StackAgent:
-    """Act with a policy on the last k frames; an episode starts with k copies of its first."""
-
-    def __init__(self, policy: Policy, sensors: tuple[str, ...], stack: int) -> None:
-        """Take the policy, the sensors it sees in order, and k."""
-        self._policy, self._sensors, self._k = policy, sensors, stack
-        self._device = next(policy.parameters()).device
-        self._frames = torch.empty(0)
-
-    def reset(self, num_envs: int) -> None:
-        """Forget all frames."""
-        self._frames = torch.zeros(num_envs, 0, 0)
-
-    @torch.no_grad()
-    def act(self, obs: dict[str, Array], is_first: Array, prev_action: Array) -> Array:
-        """Return the actions [N, A] for observations [N, size] per sensor."""
-        del prev_action
-        frame = torch.from_numpy(np.concatenate([obs[name] for name in self._sensors], axis=-1))
-        frame = frame.float().unsqueeze(1)
-        copies = frame.expand(-1, self._k, -1)
-        if self._frames.shape[1:] != copies.shape[1:]:
-            self._frames = copies
-        else:
-            shifted = torch.cat((self._frames[:, 1:], frame), 1)
-            first = torch.from_numpy(np.asarray(is_first, bool))[:, None, None]
-            self._frames = torch.where(first, copies, shifted)
-        return self._policy(self._frames.flatten(1).to(self._device)).cpu().numpy()
-
-
-def loss(policy: Policy, batch: dict[str, Tensor], sensors: tuple[str, ...]) -> Tensor:
+def loss(policy: StackPolicy, batch: dict[str, Tensor], sensors: tuple[str, ...]) -> Tensor:
     """Return the mean squared error of the action that leads from the stack to the next frame.
 
     Args:
@@ -132,7 +82,7 @@ def loss(policy: Policy, batch: dict[str, Tensor], sensors: tuple[str, ...]) -> 
 
 
 def update(
-    policy: Policy,
+    policy: StackPolicy,
     optimizer: torch.optim.Optimizer,
     batch: dict[str, Tensor],
     sensors: tuple[str, ...],
@@ -160,7 +110,7 @@ def train(args: Args) -> None:
         shares=("train_share",),
     )
     device = choose_device(args.device, args.threads)
-    sensors, k = inputs(args.env, args.setup), _STACK[args.setup]
+    sensors, k = inputs(args.env, args.setup), STACK[args.setup]
     dataset = Dataset.open(args.data, (*sensors, "pre_action"), args.max_episodes)
     training, validation = FrameStacks.split(
         dataset, k + 1, train_share=args.train_share, seed=args.seed, device=device
@@ -226,43 +176,10 @@ def train(args: Args) -> None:
 
 
 @torch.no_grad()
-def validation_loss(policy: Policy, windows: FrameStacks, sensors: tuple[str, ...]) -> float:
+def validation_loss(policy: StackPolicy, windows: FrameStacks, sensors: tuple[str, ...]) -> float:
     """Return the mean squared error over all windows."""
     total = torch.zeros((), dtype=torch.float64)
     for batch in windows.epoch(0, 4096):
         size = batch["pre_action"].shape[1]
         total += loss(policy, batch, sensors).cpu() * size
     return float(total) / len(windows)
-
-
-def build_policy(env: str, setup: str) -> Policy:
-    """Build a fresh policy for a task and a setup."""
-    task = find_task(env)
-    sizes = {name: size for name, size, _ in task.sensors}
-    width = sum(sizes[name] for name in inputs(env, setup))
-    return Policy(_STACK[setup] * width, task.action_size)
-
-
-def inputs(env: str, setup: str) -> tuple[str, ...]:
-    """Name the sensors that the policy of a task sees, in order.
-
-    Raises:
-        ValueError: unknown task or setup.
-    """
-    if setup not in _STACK:
-        raise ValueError(f"--setup is {setup!r}, expected one of {', '.join(_STACK)}")
-    sensors = find_task(env, "--env").sensors
-    return tuple(name for name, _, order in sensors if setup == "mdp" or order == "first")
-
-
-def load_agent(checkpoint: Checkpoint, seed: int, device: torch.device) -> StackAgent:
-    """Rebuild the agent of a run of this algorithm; it draws nothing, so the seed is not used.
-
-    Raises:
-        ValueError: the checkpoint is of another model variant.
-    """
-    del seed
-    env, setup = checkpoint.config["args"]["env"], checkpoint.config["args"]["setup"]
-    policy = build_policy(env, setup)
-    restore(checkpoint, {"policy": policy})
-    return StackAgent(policy.to(device), inputs(env, setup), _STACK[setup])

@@ -10,7 +10,7 @@ Differences from the original code:
 - the prediction error is measured on windows drawn by a sampler of its own, not on the last batch.
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -18,14 +18,15 @@ import torch
 from torch import Tensor
 
 from fastrssm.data import Dataset, WindowSampler
-from fastrssm.envs import find_task
-from fastrssm.models.config import TERMINAL, Preset, WorldModelConfig, world_model_config
+from fastrssm.models.config import TERMINAL, Preset
 from fastrssm.models.rssm import State
 from fastrssm.models.world_model import WorldModel
 from fastrssm.run.checkpoint import resume, save_checkpoint
 from fastrssm.run.log import Logger
 from fastrssm.run.start import (
     MatmulPrecision,
+    Sizes,
+    build_config,
     check_arguments,
     choose_device,
     open_run,
@@ -34,20 +35,6 @@ from fastrssm.run.start import (
 
 # frames that are filtered before the rest of a window is imagined, as in the original
 _CONTEXT = 10
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes of the model; those left out are the preset's."""
-
-    deter: int | None = None
-    """Size of the recurrent state."""
-    stoch: int | None = None
-    """Size of the sampled latent."""
-    groups: int | None = None
-    """Categorical variables of a discrete latent; divides stoch."""
-    hidden: int | None = None
-    """Width of all hidden layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +129,7 @@ def train(args: Args) -> None:
     )
     if args.horizon < 2:
         raise ValueError(f"--horizon is {args.horizon}, expected at least 2")
-    model_config = build_config(args)
+    model_config = build_config(args.env, args.preset, args.setup, args.rssm)
     device = choose_device(args.device, args.threads, args.matmul_precision)
     columns = (*model_config.inputs, *model_config.targets, *model_config.probes, "pre_action")
     flags = (TERMINAL,) if model_config.terminal else ()
@@ -195,19 +182,6 @@ def train(args: Args) -> None:
                         "sampler": sampler.state_dict(),
                     },
                 )
-
-
-def build_config(args: Args) -> WorldModelConfig:
-    """Build the configuration of the model that the arguments ask for.
-
-    Raises:
-        ValueError: unknown task, preset or setup, or a size that does not fit.
-    """
-    task = find_task(args.env, "--env")
-    config = world_model_config(args.preset, task.sensors, args.setup, task.action_size)
-    sizes = {name: size for name, size in asdict(args.rssm).items() if size is not None}
-    width = sizes.get("hidden", config.hidden)
-    return replace(config, rssm=replace(config.rssm, **sizes), hidden=width)
 
 
 @torch.no_grad()

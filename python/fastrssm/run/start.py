@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from fastrssm.envs import find_task
+from fastrssm.models.config import Preset, Setup, WorldModelConfig, world_model_config
 from fastrssm.run.checkpoint import write_atomic
 
 MatmulPrecision = Literal["highest", "high", "medium"]
@@ -27,6 +30,20 @@ FREE_FIELDS = frozenset(
         "wandb",
     }
 )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the model; those left out are the preset's."""
+
+    deter: int | None = None
+    """Size of the recurrent state."""
+    stoch: int | None = None
+    """Size of the sampled latent."""
+    groups: int | None = None
+    """Categorical variables of a discrete latent; divides stoch."""
+    hidden: int | None = None
+    """Width of all hidden layers."""
 
 
 def check_arguments(
@@ -82,6 +99,19 @@ def choose_device(
     if kind == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(f"--device is {device!r}, but PyTorch finds no CUDA device; use 'cpu'")
     return torch.device(device)
+
+
+def build_config(env: str, preset: Preset, setup: Setup, sizes: Sizes) -> WorldModelConfig:
+    """Build the configuration of the world model that arguments ask for.
+
+    Raises:
+        ValueError: unknown task, preset or setup, or a size that does not fit.
+    """
+    task = find_task(env, "--env")
+    config = world_model_config(preset, task.sensors, setup, task.action_size)
+    given = {name: size for name, size in asdict(sizes).items() if size is not None}
+    width = given.get("hidden", config.hidden)
+    return replace(config, rssm=replace(config.rssm, **given), hidden=width)
 
 
 def set_learning_rate(
