@@ -18,6 +18,7 @@ BENCHES = {
     "categorical-KL": "bench.ops.bench_categorical_kl",
     "nll": "bench.ops.bench_gaussian_nll",
     "lambda": "bench.ops.bench_lambda_return",
+    "mlp": "bench.ops.bench_mlp",
     "envs": "bench.bench_env",
     "render": "bench.bench_render",
     "gemm": "bench.bench_gemm",

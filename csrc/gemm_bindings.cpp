@@ -1,5 +1,5 @@
-// The packed products of fastrssm._native, for tests and benchmarks; see bindings.cpp. The scans
-// call them from C++.
+// The packed products of fastrssm._native, for tests and benchmarks, and the networks made of them;
+// see bindings.cpp. The scans call the products from C++.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/gemm.h"
+#include "cpu/mlp.h"
 
 namespace py = pybind11;
 
@@ -17,7 +18,7 @@ namespace {
 
 using namespace fastrssm::cpu;
 using Address = std::uintptr_t;
-using Size = std::int64_t;
+using Addresses = std::vector<Address>;
 
 template <typename T>
 T* at(Address address) {
@@ -34,6 +35,47 @@ auto with_gemm(const std::string& dtype, const std::string& precision, const std
   if (dtype == "torch.float32") return run(choose_gemm<float>(chosen, set), float{});
   if (dtype == "torch.float64") return run(choose_gemm<double>(chosen, set), double{});
   throw py::type_error("dtype is " + dtype + ", expected torch.float32 or torch.float64");
+}
+
+template <typename Run>
+auto with_gemm(const std::string& dtype, const std::string& precision, Run run) {
+  return with_gemm(dtype, precision, kIsaNames[static_cast<int>(best_isa())], run);
+}
+
+template <typename T>
+std::vector<MlpLayer<T>> layers(const Addresses& a) {
+  std::vector<MlpLayer<T>> out;
+  for (std::size_t i = 0; i + 4 <= a.size(); i += 4) {
+    out.push_back({at<T>(a[i]), at<T>(a[i + 1]), at<T>(a[i + 2]), at<T>(a[i + 3])});
+  }
+  return out;
+}
+
+void run_mlp_forward(int threads, const std::string& dtype, const std::string& precision,
+                     const std::vector<Size>& layout, Address x, const Addresses& weights,
+                     Address results, Address saved) {
+  with_gemm(dtype, precision, [&](const auto& gemm, auto zero) {
+    using T = decltype(zero);
+    const MlpLayout sizes(layout);
+    const auto from = layers<const T>(weights);
+    py::gil_scoped_release release;
+    mlp_forward<T>(gemm, sizes, at<const T>(x), from, at<T>(results), at<T>(saved), threads);
+  });
+}
+
+void run_mlp_backward(int threads, const std::string& dtype, const std::string& precision,
+                      const std::vector<Size>& layout, Address x, const Addresses& weights,
+                      Address results, Address saved, Address grad, Address x_grad,
+                      const Addresses& weight_grads) {
+  with_gemm(dtype, precision, [&](const auto& gemm, auto zero) {
+    using T = decltype(zero);
+    const MlpLayout sizes(layout);
+    const auto from = layers<const T>(weights);
+    const auto to = layers<T>(weight_grads);
+    py::gil_scoped_release release;
+    mlp_backward<T>(gemm, sizes, at<const T>(x), from, at<const T>(results), at<const T>(saved),
+                    at<const T>(grad), at<T>(x_grad), to, threads);
+  });
 }
 
 std::vector<std::string> isas() {
@@ -107,4 +149,14 @@ void define_gemm(py::module_& m) {
       py::arg("dtype"), py::arg("precision"), py::arg("isa"), py::arg("dy"), py::arg("ldy"),
       py::arg("x"), py::arg("ldx"), py::arg("R"), py::arg("N"), py::arg("K"), py::arg("dw"),
       py::arg("ldw"), py::arg("workspace"), py::arg("threads"));
+  m.def(
+      "mlp_saved_numel",
+      [](const std::vector<Size>& layout) { return mlp_saved_numel(MlpLayout(layout)); },
+      py::arg("layout"));
+  m.def("mlp_forward", &run_mlp_forward, py::arg("threads"), py::arg("dtype"), py::arg("precision"),
+        py::arg("layout"), py::arg("x"), py::arg("weights"), py::arg("results"), py::arg("saved"));
+  m.def("mlp_backward", &run_mlp_backward, py::arg("threads"), py::arg("dtype"),
+        py::arg("precision"), py::arg("layout"), py::arg("x"), py::arg("weights"),
+        py::arg("results"), py::arg("saved"), py::arg("grad"), py::arg("x_grad"),
+        py::arg("weight_grads"));
 }

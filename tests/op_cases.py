@@ -300,3 +300,60 @@ SCANS = (
     ScanCase("many rows to a block", T=2, B=131, cell="ln_gru_a", hidden=1),
     ScanCase("smallest", T=2, B=5, D=1, S=1, A=1, width=2, hidden=1, policy_hidden=1),
 )
+
+
+@dataclass(frozen=True)
+class MLPCase:
+    """Sizes and variants of one call of mlp."""
+
+    name: str
+    lead: tuple[int, ...] = (5, 7)
+    in_size: int = 33
+    width: int = 19
+    depth: int = 3
+    outs: tuple[int, ...] = (4,)
+    norm: bool = False
+    activate_last: bool = False
+
+    def arguments(self, dtype=torch.float32):
+        """Draw x, the networks, and options; all tensors require gradients."""
+        g = torch.Generator().manual_seed(len(self.name))
+
+        def leaf(*shape, at=0.0, scale=1.0):
+            drawn = at + scale * torch.randn(shape, generator=g, dtype=torch.float64)
+            return drawn.to(dtype).requires_grad_()
+
+        def net(out):
+            size = self.in_size
+            for i in range(self.depth):
+                hidden = i + 1 < self.depth
+                to = self.width if hidden else out
+                layer = Layer(leaf(to, size, scale=size**-0.5), leaf(to, scale=0.3))
+                if self.norm and (hidden or self.activate_last):
+                    layer = layer._replace(scale=leaf(to, at=1.0, scale=0.3), shift=leaf(to))
+                size = to
+                yield layer
+
+        x = leaf(*self.lead, self.in_size)
+        return (x, [tuple(net(out)) for out in self.outs]), {"activate_last": self.activate_last}
+
+
+MLPS = (
+    MLPCase("three layers"),
+    MLPCase("nets with a norm", norm=True, outs=(4, 6)),
+    MLPCase("many nets", outs=(1, 14, 9, 2, 33)),
+    MLPCase("one affine map", depth=1, outs=(24,)),
+    MLPCase("an encoder", depth=2, outs=(19,), activate_last=True),
+    MLPCase("an encoder with a norm", depth=2, outs=(19,), norm=True, activate_last=True),
+    MLPCase("one activated layer", depth=1, outs=(19, 8), norm=True, activate_last=True),
+    MLPCase("one row", lead=()),
+    MLPCase("one of everything", lead=(1,), in_size=1, width=1, outs=(1,)),
+    MLPCase("several chunks", lead=(1030,), depth=2, outs=(3, 5)),
+    MLPCase("powers of two", lead=(4, 32), in_size=64, width=64, outs=(32, 16), norm=True),
+)
+# AIME's: the prior's head, a decoder of walker, the inverse dynamics model of RSSMO
+MLP_BENCH = (
+    MLPCase("[2500, 512] prior", (50, 50), 512, 128, 3, (128, 128)),
+    MLPCase("[2500, 640] decoders", (50, 50), 640, 128, 3, (14, 14, 1, 1, 9, 9)),
+    MLPCase("[2500, 542] rssmo", (50, 50), 542, 512, 2, (60,), norm=True),
+)

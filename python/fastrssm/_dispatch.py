@@ -19,6 +19,7 @@ OPS: dict[str, tuple[Backend, ...]] = {
     "gaussian_kl": ("reference", "cpu", "triton", "cuda"),
     "categorical_kl": ("reference", "cpu", "triton"),
     "gaussian_nll": ("reference", "cpu", "triton"),
+    "mlp": ("reference", "cpu"),
     "lambda_return": ("reference", "cpu", "triton"),
     "rssm_observe": ("reference", "cpu"),
     "rssm_imagine": ("reference", "cpu"),

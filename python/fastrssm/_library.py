@@ -14,6 +14,7 @@ from torch.utils import _pytree
 LIBRARY = torch.library.Library("fastrssm", "DEF")
 _LARGE = 1 << 22  # bytes
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+_PRECISIONS = {"highest": "float32", "high": "split3", "medium": "bfloat16"}
 
 
 def check_same(**tensors: Tensor) -> tuple[Tensor, ...]:
@@ -59,6 +60,21 @@ def empty_again(shape: Sequence[int], *, dtype: torch.dtype, device: torch.devic
     return torch.frombuffer(_native.Memory(size), dtype=dtype, count=numel).view(shape)
 
 
+def precision_of_products(dtype: torch.dtype, *, mixed: bool) -> str:
+    """Return how CPU kernels multiply operands of `dtype`; `mixed`: under autocast."""
+    if dtype == torch.float64:
+        return "float32"
+    return "bfloat16" if mixed else _chosen_precision()
+
+
+def _chosen_precision() -> str:
+    return _PRECISIONS[torch.get_float32_matmul_precision()]
+
+
+# torch.compile takes the precision of the moment at which it compiles, as for products of its own
+_chosen_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def call_cpu(
     kernel: Callable[..., None],
     dtype: torch.dtype,
@@ -83,6 +99,20 @@ def call_cuda(
     with torch.cuda.device_of(tensors[0]):
         stream = torch.cuda.current_stream().cuda_stream
         kernel(stream, str(dtype), *sizes, *addresses, *options)
+
+
+def one_by_one(op: Any, info: Any, in_dims: Any, args: Any) -> tuple[Any, Any]:
+    """Apply an op to each entry of the mapped dimensions: the rule of vmap for anything."""
+
+    def entry(x: Any, dim: int | None, i: int) -> Any:
+        return x if dim is None else x.select(dim, i)
+
+    runs = [
+        op(*_pytree.tree_map(lambda x, dim, i=i: entry(x, dim, i), args, in_dims))
+        for i in range(info.batch_size)
+    ]
+    stacked = [torch.stack(results) for results in zip(*runs, strict=True)]
+    return type(runs[0])(stacked), type(runs[0])([0] * len(stacked))
 
 
 class Op(NamedTuple):

@@ -1,6 +1,7 @@
 """Multi-layer perceptrons, image encoders and decoders; names of parameters as in AIME's files."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, Literal, Self, TypeVar
 
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from fastrssm import ops
 from fastrssm.models.distributions import Bernoulli, Normal
 from fastrssm.ops import Layer
 
@@ -16,6 +18,8 @@ Norm = Literal["none", "layer"]
 V = TypeVar("V")
 IMAGE_SHAPE = (3, 64, 64)
 IMAGE_EMBED = 1024
+# packing the weights of a network costs more than it brings below so many rows
+_FEW_ROWS = 16
 
 _ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {"elu": nn.ELU, "swish": nn.SiLU}
 
@@ -44,10 +48,14 @@ class MLP(nn.Module):
         if out_size is not None:
             layers.append(nn.Linear(width if depth else in_size, out_size))
         self.net = nn.Sequential(*layers)
+        self.headless = out_size is None
+        # networks of one kind run together; None: the op has no such network
+        fused = (norm == "layer") == (activation == "swish") or depth == 0
+        self.kind = (width, depth, norm, self.headless) if fused else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out], or [..., width] without a head."""
-        return self.net(x)
+        return together(x, (self,))[0]
 
     def layers(self) -> tuple[Layer, ...]:
         """Return the parameters in the form of the ops."""
@@ -58,6 +66,13 @@ class MLP(nn.Module):
             elif isinstance(module, nn.LayerNorm):
                 found[-1] = found[-1]._replace(scale=module.weight, shift=module.bias)
         return tuple(found)
+
+
+def together(x: Tensor, nets: Sequence[MLP]) -> tuple[Tensor, ...]:
+    """[..., in] -> [..., out] of each of some networks of one kind, in one pass over the input."""
+    if nets[0].kind is None or math.prod(x.shape[:-1]) < _FEW_ROWS:
+        return tuple(net.net(x) for net in nets)
+    return ops.mlp(x, [net.layers() for net in nets], activate_last=nets[0].headless)
 
 
 def paired_layers(mean: MLP, std: MLP) -> tuple[Layer, ...]:
@@ -83,7 +98,9 @@ def split_input(layers: tuple[Layer, ...], size: int) -> tuple[tuple[Layer, ...]
 
 def project(x: Tensor, layer: Layer) -> Tensor:
     """Apply the part of a layer that `split_input` takes out of the loop."""
-    return F.linear(x, layer.weight, layer.bias)
+    if math.prod(x.shape[:-1]) < _FEW_ROWS:
+        return F.linear(x, layer.weight, layer.bias)
+    return ops.mlp(x, ((layer,),))[0]
 
 
 class Merged(Generic[V]):
@@ -142,9 +159,18 @@ class UnitGaussianDecoder(nn.Module):
         super().__init__()
         self.net = net
 
+    @property
+    def nets(self) -> tuple[MLP, ...]:
+        """The network of the mean."""
+        return (self.net,)
+
+    def output(self, *results: Tensor) -> Normal:
+        """[..., out] -> distribution over it."""
+        return Normal(results[0])
+
     def forward(self, feature: Tensor) -> Normal:
         """[..., F] -> distribution over [..., out]."""
-        return Normal(self.net(feature))
+        return self.output(*together(feature, self.nets))
 
 
 class GaussianDecoder(nn.Module):
@@ -157,9 +183,19 @@ class GaussianDecoder(nn.Module):
         self.std_net = std_net
         self.min_std = min_std
 
+    @property
+    def nets(self) -> tuple[MLP, ...]:
+        """The network of the mean and that of the standard deviation."""
+        return (self.mu_net, self.std_net)
+
+    def output(self, *results: Tensor) -> Normal:
+        """Two of [..., out] -> distribution over it."""
+        mean, raw = results
+        return Normal(mean, F.softplus(raw) + self.min_std)
+
     def forward(self, feature: Tensor) -> Normal:
         """[..., F] -> distribution over [..., out]."""
-        return Normal(self.mu_net(feature), F.softplus(self.std_net(feature)) + self.min_std)
+        return self.output(*together(feature, self.nets))
 
 
 class BinaryDecoder(nn.Module):
@@ -170,9 +206,37 @@ class BinaryDecoder(nn.Module):
         super().__init__()
         self.prob_net = prob_net
 
+    @property
+    def nets(self) -> tuple[MLP, ...]:
+        """The network of the logits."""
+        return (self.prob_net,)
+
+    def output(self, *results: Tensor) -> Bernoulli:
+        """[..., out] -> distribution over it."""
+        return Bernoulli(results[0])
+
     def forward(self, feature: Tensor) -> Bernoulli:
         """[..., F] -> distribution over [..., out]."""
-        return Bernoulli(self.prob_net(feature))
+        return self.output(*together(feature, self.nets))
+
+
+MLPDecoder = UnitGaussianDecoder | GaussianDecoder | BinaryDecoder
+
+
+def decode(decoders: Mapping[str, nn.Module], feature: Tensor) -> dict[str, Normal | Bernoulli]:
+    """[..., F] -> the distribution of each decoder; networks of one kind run together."""
+    outputs: dict[str, Normal | Bernoulli] = {}
+    kinds: dict[object, dict[str, MLPDecoder]] = {}
+    for name, decoder in decoders.items():
+        if isinstance(decoder, MLPDecoder):
+            kinds.setdefault(decoder.nets[0].kind, {})[name] = decoder
+        else:
+            outputs[name] = decoder(feature)
+    for group in kinds.values():
+        results = iter(together(feature, [net for one in group.values() for net in one.nets]))
+        for name, decoder in group.items():
+            outputs[name] = decoder.output(*(next(results) for _ in decoder.nets))
+    return {name: outputs[name] for name in decoders}
 
 
 class HaEncoder(nn.Module):

@@ -13,7 +13,7 @@ from fastrssm.models.config import AIME_RSSMO as AIME_RSSMO
 from fastrssm.models.config import AIME_V2_DISCRETE as AIME_V2_DISCRETE
 from fastrssm.models.config import AIME_V2_RSSMO as AIME_V2_RSSMO
 from fastrssm.models.config import RSSMConfig as RSSMConfig
-from fastrssm.models.nets import MLP, Merged, paired_layers, project, split_input
+from fastrssm.models.nets import MLP, Merged, paired_layers, project, split_input, together
 from fastrssm.models.policy import TanhGaussianPolicy
 from fastrssm.ops import (
     Layer,
@@ -97,7 +97,8 @@ class RSSM(nn.Module):
         """Return the statistics of p(stoch | deter): mean, std [..., S] or logits [..., G, K]."""
         config = self.config
         if config.heads == "split":
-            return self.prior_mean(deter), F.softplus(self.prior_std(deter)) + config.min_std
+            mean, raw = together(deter, (self.prior_mean, self.prior_std))
+            return mean, F.softplus(raw) + config.min_std
         out = self.prior_net(deter)
         if config.latent == "categorical":
             return (out.unflatten(-1, (config.groups, -1)),)

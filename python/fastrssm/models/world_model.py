@@ -14,7 +14,7 @@ from fastrssm.models.batch import (
 from fastrssm.models.config import IMAGE, TERMINAL
 from fastrssm.models.config import WorldModelConfig as WorldModelConfig
 from fastrssm.models.config import world_model_config as world_model_config
-from fastrssm.models.distributions import Bernoulli, Normal
+from fastrssm.models.distributions import Normal
 from fastrssm.models.nets import (
     MLP,
     BinaryDecoder,
@@ -22,6 +22,7 @@ from fastrssm.models.nets import (
     HaDecoder,
     HaEncoder,
     UnitGaussianDecoder,
+    decode,
 )
 from fastrssm.models.policy import TanhGaussianPolicy
 from fastrssm.models.rssm import RSSM, State
@@ -297,8 +298,7 @@ class WorldModel(nn.Module):
         # predicted standard deviations: their sum over elements, or mean, per decoder
         std_sums: list[Tensor | float] = []
         sizes: list[int] = []
-        for name, decoder in self.decoders.items():
-            output: Normal | Bernoulli = decoder(feature)
+        for name, output in decode(dict(self.decoders.items()), feature).items():
             target = batch[name]
             if name == IMAGE:
                 target = image_values(target, self._dtype).flatten(-3)
@@ -349,8 +349,8 @@ class WorldModel(nn.Module):
             return total
         inputs = feature[1:].detach()
         keep = None if keep is None else keep[1:]
-        for name, probe in self.probes.items():
-            output, target = probe(inputs), batch[name][1:]
+        for name, output in decode(dict(self.probes.items()), inputs).items():
+            target = batch[name][1:]
             nll = output.nll(
                 target, weight_by_std=False, mask=None, constant=self.config.gaussian_constant
             )

@@ -4,6 +4,7 @@ from fastrssm.ops.categorical_kl import categorical_kl as categorical_kl
 from fastrssm.ops.gaussian_kl import gaussian_kl as gaussian_kl
 from fastrssm.ops.gaussian_nll import gaussian_nll as gaussian_nll
 from fastrssm.ops.lambda_return import lambda_return as lambda_return
+from fastrssm.ops.mlp import mlp as mlp
 from fastrssm.ops.rssm_imagine import rssm_imagine as rssm_imagine
 from fastrssm.ops.rssm_imagine_policy import rssm_imagine_policy as rssm_imagine_policy
 from fastrssm.ops.rssm_observe import rssm_observe as rssm_observe

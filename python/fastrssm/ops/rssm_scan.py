@@ -13,7 +13,13 @@ from torch.nn import Parameter
 from torch.utils import _pytree
 
 from fastrssm._dispatch import Backend, resolve
-from fastrssm._library import define, differentiable_with_weights, empty_again
+from fastrssm._library import (
+    define,
+    differentiable_with_weights,
+    empty_again,
+    one_by_one,
+    precision_of_products,
+)
 from fastrssm.ops import rssm_cpu
 from fastrssm.ops.rssm_plan import Plan, TensorTable, flatten, make_plan
 from fastrssm.reference.gru_cell import Cell
@@ -60,7 +66,6 @@ _AXES = (1, 1, 1, 1, 1, 0, 0, 1)
 _OPTIONAL = ("is_first", "policy_proj")
 _PLANS: TensorTable[tuple[Plan, rssm_cpu.Packs | None]] = TensorTable(8)
 _PLAIN = frozenset((Tensor, Parameter))
-_PRECISIONS = {"highest": "float32", "high": "split3", "medium": "bfloat16"}
 
 
 def prepare(
@@ -129,8 +134,7 @@ def scan(call: Call) -> tuple[Tensor, ...]:
     plan = call.plan
     weights = call.weights if plan.dense else [x.contiguous() for x in call.weights]
     inputs = [None if x is None else x.contiguous() for x in call.inputs]
-    exact = plan.dtype == torch.float64
-    precision = "float32" if exact else "bfloat16" if call.mixed else _precision()
+    precision = precision_of_products(plan.dtype, mixed=call.mixed)
     return _scan(*inputs, weights, plan.structure, call.constants, precision, call.backend)
 
 
@@ -159,14 +163,6 @@ def _plan(
             packs = rssm_cpu.packs_of(tensors, plan.structure)
         _PLANS.put(key, tensors, (plan, packs))
     return plan, tensors if packs is None else rssm_cpu.Weights(tensors, packs)
-
-
-def _precision() -> str:
-    return _PRECISIONS[torch.get_float32_matmul_precision()]
-
-
-# torch.compile takes the precision of the moment at which it compiles, as for products of its own
-_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _widened(x: Any) -> Any:
@@ -267,23 +263,11 @@ def _split(x: Tensor, size: int, axis: int) -> tuple[Tensor, int | None]:
     return x.unflatten(axis, (size, x.shape[axis] // size)), axis
 
 
-def _one_by_one(op: Any, info: Any, in_dims: Any, args: Any) -> tuple[Any, Any]:
-    def entry(x: Any, dim: int | None, i: int) -> Any:
-        return x if dim is None else x.select(dim, i)
-
-    runs = [
-        op(*_pytree.tree_map(lambda x, dim, i=i: entry(x, dim, i), args, in_dims))
-        for i in range(info.batch_size)
-    ]
-    stacked = [torch.stack(results) for results in zip(*runs, strict=True)]
-    return type(runs[0])(stacked), type(runs[0])([0] * len(stacked))
-
-
 def _vmap_forward(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
     # what one merged or several single calls keep does not fit all backwards, which run them again
     args = *args[:-1], False
     if any(dim is not None for dim in in_dims[8]):
-        return _one_by_one(torch.ops.fastrssm.rssm_scan, info, in_dims, args)
+        return one_by_one(torch.ops.fastrssm.rssm_scan, info, in_dims, args)
     size = info.batch_size
     inputs = map(_merged, args[:8], in_dims[:8], (size,) * 8, _AXES)
     results = torch.ops.fastrssm.rssm_scan(*inputs, *args[8:])
@@ -295,7 +279,7 @@ def _vmap_backward(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
     op, wanted = torch.ops.fastrssm.rssm_scan_backward, args[-1]
     # each of them has its own gradient of the weights
     if any(wanted[8:]) or any(dim is not None for dim in in_dims[13]):
-        return _one_by_one(op, info, in_dims, args)
+        return one_by_one(op, info, in_dims, args)
     size = info.batch_size
     axes = *(1,) * 5, *_AXES
     tensors = map(_merged, args[:13], in_dims[:13], (size,) * 13, axes)

@@ -6,6 +6,7 @@ from fastrssm.reference.gaussian_nll import gaussian_nll as gaussian_nll
 from fastrssm.reference.gru_cell import Cell as Cell
 from fastrssm.reference.gru_cell import gru_cell as gru_cell
 from fastrssm.reference.lambda_return import lambda_return as lambda_return
+from fastrssm.reference.mlp import mlp as mlp
 from fastrssm.reference.rssm_imagine import rssm_imagine as rssm_imagine
 from fastrssm.reference.rssm_imagine_policy import rssm_imagine_policy as rssm_imagine_policy
 from fastrssm.reference.rssm_observe import rssm_observe as rssm_observe
