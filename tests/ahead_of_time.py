@@ -14,11 +14,13 @@ from pathlib import Path
 
 
 def compile_kernels(jobs):
-    """Return registers, stack bytes and bits of the widest load of each job, in its order.
+    """Return what each job needs, in its order.
 
-    A job is (module, kernel, compute capability, pointers, scalars, constants); the last three map
-    parameters to Triton types, types and values. Pointers and integers are promised to be
-    multiples of 16, as torch's are: without that promise no load is vectorised.
+    That is: registers, bytes of stack and of shared memory, bits of the widest load, and how many
+    loads are asynchronous. A job is (module, kernel, compute capability, pointers, scalars,
+    constants, options); the middle three map parameters to Triton types, types and values, and the
+    last, which may be left out, is what the compiler is told. Pointers and integers are promised
+    to be multiples of 16, as torch's are: without that promise no load is vectorised.
     """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, __file__, json.dumps(jobs)]
@@ -27,7 +29,7 @@ def compile_kernels(jobs):
     return json.loads(run.stdout)
 
 
-def _compile(module, kernel, capability, pointers, scalars, constants):
+def _compile(module, kernel, capability, pointers, scalars, constants, options=None):
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -43,6 +45,7 @@ def _compile(module, kernel, capability, pointers, scalars, constants):
     compiled = triton.compile(
         ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned),
         target=GPUTarget("cuda", capability, 32),
+        options=options,
     )
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -54,6 +57,8 @@ def _compile(module, kernel, capability, pointers, scalars, constants):
     return {
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "shared": compiled.metadata.shared,
+        "asynchronous": compiled.asm["ptx"].count("cp.async.c"),
         "load_bits": max((int(n) * int(bits) for n, bits in widths), default=0),
     }
 

@@ -157,8 +157,7 @@ _with_gradient = differentiable(
 
 
 def _empty_kl(post_logits: Tensor, *_: Any) -> Tensor:
-    shape = post_logits.shape[:-2]
-    return torch.empty(shape, dtype=torch.float32, device=post_logits.device)
+    return torch.empty(post_logits.shape[:-2], dtype=torch.float32, device=post_logits.device)
 
 
 def _empty_pair(grad: Tensor, kl: Tensor, *args: Any) -> tuple[Tensor, ...]:
