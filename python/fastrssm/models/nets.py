@@ -18,7 +18,7 @@ Norm = Literal["none", "layer"]
 V = TypeVar("V")
 IMAGE_SHAPE = (3, 64, 64)
 IMAGE_EMBED = 1024
-# packing the weights of a network costs more than it brings below so many rows
+# below so many rows packing the weights of a network costs more than it brings
 _FEW_ROWS = 16
 
 _ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {"elu": nn.ELU, "swish": nn.SiLU}
@@ -70,7 +70,7 @@ class MLP(nn.Module):
 
 def together(x: Tensor, nets: Sequence[MLP]) -> tuple[Tensor, ...]:
     """[..., in] -> [..., out] of each of some networks of one kind, in one pass over the input."""
-    if nets[0].kind is None or math.prod(x.shape[:-1]) < _FEW_ROWS:
+    if nets[0].kind is None or _is_for_torch(x):
         return tuple(net.net(x) for net in nets)
     return ops.mlp(x, [net.layers() for net in nets], activate_last=nets[0].headless)
 
@@ -98,9 +98,14 @@ def split_input(layers: tuple[Layer, ...], size: int) -> tuple[tuple[Layer, ...]
 
 def project(x: Tensor, layer: Layer) -> Tensor:
     """Apply the part of a layer that `split_input` takes out of the loop."""
-    if math.prod(x.shape[:-1]) < _FEW_ROWS:
+    if _is_for_torch(x):
         return F.linear(x, layer.weight, layer.bias)
     return ops.mlp(x, ((layer,),))[0]
+
+
+def _is_for_torch(x: Tensor) -> bool:
+    """Whether its own products are as fast as ours."""
+    return x.device.type != "cpu" or math.prod(x.shape[:-1]) < _FEW_ROWS
 
 
 class Merged(Generic[V]):
