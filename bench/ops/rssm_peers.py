@@ -56,25 +56,28 @@ def divergence(unimix, post, prior):
     return (q * (q / p).log()).sum((-2, -1))
 
 
-def _posterior(rssm, x):
-    if rssm.config.heads == "split":
-        return rssm.posterior_mean(x), F.softplus(rssm.posterior_std(x)) + rssm.config.min_std
-    y = rssm.posterior_net(x)
-    if rssm.config.latent == "categorical":
-        return (y.unflatten(-1, (rssm.config.groups, -1)),)
+def _head(rssm, head, x):
+    """Statistics of the prior or the posterior; `.net`: torch's modules, not our op."""
+    config, nets = rssm.config, rssm._nets(head)
+    if config.heads == "split":
+        mean, std = (mlp.net(x) for mlp in nets)
+        return mean, F.softplus(std) + config.min_std
+    y = nets[0].net(x)
+    if config.latent == "categorical":
+        return (y.unflatten(-1, (config.groups, -1)),)
     mean, raw = y.chunk(2, -1)
-    return mean, 2 * torch.sigmoid(raw / 2) + rssm.config.min_std
+    return mean, 2 * torch.sigmoid(raw / 2) + config.min_std
 
 
 def textbook_step(rssm, policy, compare, deter, stoch, action, embed, noise, action_noise):
     """One step: next state, action, prior to compare with if wanted, statistics of the state."""
     if policy is not None:
         feature = torch.cat((deter, stoch), -1)
-        std = F.softplus(policy.std_net(feature)) + policy.min_std
-        action = torch.tanh(policy.mean_net(feature) + std * action_noise)
+        std = F.softplus(policy.std_net.net(feature)) + policy.min_std
+        action = torch.tanh(policy.mean_net.net(feature) + std * action_noise)
     x = torch.cat((stoch, action), -1)
     if rssm.config.input_layer:
-        x = rssm.pre_memory(x)
+        x = rssm.pre_memory.net(x)
     cell = rssm.memory_cell
     if isinstance(cell, torch.nn.GRUCell):
         deter = cell(x, deter)
@@ -82,8 +85,8 @@ def textbook_step(rssm, policy, compare, deter, stoch, action, embed, noise, act
         z, r, o = cell.norm(cell.input_layer(torch.cat((x, deter), -1))).chunk(3, -1)
         z = torch.sigmoid(z)
         deter = (1 - z) * torch.tanh(torch.sigmoid(r) * o) + z * deter
-    prior = rssm.prior(deter) if compare else ()
-    stats = rssm.prior(deter) if embed is None else _posterior(rssm, torch.cat((deter, embed), -1))
+    prior = _head(rssm, "prior", deter) if compare or embed is None else ()
+    stats = prior if embed is None else _head(rssm, "posterior", torch.cat((deter, embed), -1))
     return deter, _sample(stats, noise, rssm.config.unimix), action, prior, stats
 
 
