@@ -122,7 +122,8 @@ def test_transforms_and_second_derivative(op):
     def total(x, backend):
         return function(first, x, *rest, **options, backend=backend).square().sum()
 
-    with warnings.catch_warnings(action="error"):  # a slow fallback of vmap would warn
+    with warnings.catch_warnings():  # a slow fallback of vmap would warn
+        warnings.filterwarnings("error", message=".*performance drop.*")
         loss_checks.assert_transforms(total, second, "triton")
 
 
