@@ -80,6 +80,27 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert records(tmp_path)[0]["update"] == 5
 
 
+def test_the_first_value_that_is_not_finite_is_named(tmp_path):
+    folder = tmp_path / "checkpoints" / "step-000000002"
+    folder.mkdir(parents=True)
+    (tmp_path / "checkpoints" / "latest").symlink_to(folder.name)
+    plain, _ = console(terminal=False)
+    with Logger(tmp_path, 10, start=2, console=plain) as logger:
+        for kl, grad in ((1.0, 1.0), (float("inf"), 1.0), (float("nan"), float("nan"))):
+            logger.add({"grad": torch.tensor(grad), "kl": torch.tensor(kl)})
+        message = r"kl is inf at update 4, .* the last good checkpoint is .*/step-000000002"
+        with pytest.raises(ValueError, match=message):
+            logger.write(5)
+
+
+def test_each_mean_is_over_the_steps_that_have_it(tmp_path):
+    plain, _ = console(terminal=False)
+    with Logger(tmp_path, 4, console=plain) as logger:
+        logger.add({"model": torch.tensor(1.0)})
+        logger.add({"model": torch.tensor(2.0), "actor": torch.tensor(4.0)})
+        assert logger.write(2) == {"model": 1.5, "actor": 4.0}
+
+
 def test_wandb_is_used_only_when_asked(tmp_path, monkeypatch):
     sent = []
     run = SimpleNamespace(

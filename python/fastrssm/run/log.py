@@ -62,8 +62,7 @@ class Logger:
         self._board = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
         self._console = console or Console(file=sys.stdout)
         self._live = Live(console=self._console, auto_refresh=False)
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._rows: list[dict[str, Tensor]] = []
         self._opened = self._marked = time.perf_counter()
         self._mark = start
 
@@ -85,11 +84,8 @@ class Logger:
             self._wandb.finish()
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
-        """Add the scalars of one step to the running means, without leaving their device."""
-        for name, value in metrics.items():
-            value = value.detach()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._count += 1
+        """Keep the scalars of one step for the next means, without moving them off their device."""
+        self._rows.append({name: value.detach() for name, value in metrics.items()})
 
     def write(self, step: int) -> dict[str, float]:
         """Record the means of what was added since the last call, and the speed.
@@ -98,23 +94,45 @@ class Logger:
             The recorded means.
 
         Raises:
-            ValueError: a mean is not finite; it is recorded first.
+            ValueError: a value is not finite; the means are recorded first. The message names the
+                first such value, its step, and the last good checkpoint.
         """
-        names = list(self._sums)
+        rows, self._rows = self._rows, []
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        held = {name: [i for i, row in enumerate(rows) if name in row] for name in names}
         # one transfer for all of them
-        values = torch.stack([self._sums[name].double() for name in names]) / max(self._count, 1)
-        means = dict(zip(names, values.tolist(), strict=True))
-        self._sums, self._count = {}, 0
+        flat = [rows[i][name].double() for name in names for i in held[name]]
+        numbers = iter(torch.stack(flat).tolist() if flat else [])
+        values = {name: [next(numbers) for _ in held[name]] for name in names}
+        means = {
+            name: math.fsum(v) / len(v) if all(map(math.isfinite, v)) else math.nan
+            for name, v in values.items()
+        }
         now = time.perf_counter()
         speed = (step - self._mark) / max(now - self._marked, 1e-9)
+        # rows are steps, or parts of one
+        each = len(rows) == step - self._mark
         self._mark, self._marked = step, now
         self.record(step, means | {f"{self.unit}s_per_second": speed})
         self._show(step, means, speed)
-        bad = [name for name, value in means.items() if not math.isfinite(value)]
+        bad = [
+            (i, name, value)
+            for name in names
+            for i, value in zip(held[name], values[name], strict=True)
+            if not math.isfinite(value)
+        ]
         if bad:
+            i, name, value = min(bad, key=lambda item: item[0])
+            first = step - len(rows) + 1 + i if each else step
+            latest = self.folder / "checkpoints" / "latest"
+            kept = (
+                f"the last good checkpoint is {latest.resolve()}"
+                if latest.exists()
+                else ("there is no checkpoint yet")
+            )
             raise ValueError(
-                f"{bad[0]} is {means[bad[0]]} at {self.unit} {step}, expected a finite number: "
-                "training stops; the last checkpoint is kept"
+                f"{name} is {value} at {self.unit} {first}, expected a finite number: "
+                f"training stops; {kept}"
             )
         return means
 
