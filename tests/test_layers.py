@@ -10,7 +10,7 @@ ROOT = CSRC.parent / "python/fastrssm"
 # a layer is a folder or a top file; its value: the layers of the package it may import
 LAYERS = {
     "reference": {"reference"},
-    "kernels": set(),
+    "kernels": {"kernels"},
     "_dispatch": {"_native"},
     "_library": {"_native"},
     "ops": {"reference", "kernels", "_dispatch", "_library", "_native", "ops"},

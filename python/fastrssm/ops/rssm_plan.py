@@ -168,10 +168,8 @@ def make_plan(
     wide_policy = policy.layers[0].weight.shape[0] if policy is not None and projected else 0
     drawn = groups if categorical else S
     given, inferred = (A, 0) if policy is None else (0, A)
-    refused: dict[Backend, str] = {}
     completed = (observe and "weights.head[0]", projected and "policy.layers[0]")
-    if reason := _cpu_refusal(weights, policy, cell, split, completed, (width, policy_width)):
-        refused["cpu"] = reason
+    refused = _refusals(weights, policy, cell, split, completed, (width, policy_width))
     sizes = wide, given, drawn, inferred, 0, D, S, wide_policy
     dense = all(x is None or x.is_contiguous() for x in flatten(weights, policy))
     return Plan(structure, sizes, first.dtype, first.device, dense, refused)
@@ -238,29 +236,34 @@ def _check_net(
     return widths[0] if len(set(widths)) == 1 else -1
 
 
-def _cpu_refusal(
+def _refusals(
     weights: RSSMWeights,
     policy: PolicyWeights | None,
     cell: Cell,
     split: bool,
     completed: tuple[str | bool, ...],
     widths: tuple[int, int],
-) -> str | None:
-    """Why the CPU cannot run this; layers that a projection completes have no bias."""
+) -> dict[Backend, str]:
+    """Why kernels cannot run this; layers that a projection completes have no bias."""
+
+    def by_all(reason: str) -> dict[Backend, str]:
+        return {"cpu": reason, "triton": reason}
+
     if cell not in CELLS:
-        return f"no kernel for cell {cell!r}"
+        return by_all(f"no kernel for cell {cell!r}")
     if weights.cell_input.weight.dtype == torch.bfloat16:
-        return "bfloat16 tensors run on reference only; autocast gives bfloat16 products"
+        return by_all("bfloat16 tensors run on reference only; autocast gives bfloat16 products")
     if min(widths) < 0:
-        return "hidden layers of a network have several widths, or there are none"
+        return by_all("hidden layers of a network have several widths, or there are none")
     normed = ["weights.pre"]
     if cell != "torch_gru":
         normed += ["weights.cell_input"]
     if not split:
         normed += [f"weights.head[{i}]" for i in range(len(weights.head) - 1)]
+    refused: dict[Backend, str] = {}
     for name, layer in _named(weights, policy):
         if (layer.scale is not None) != (name in normed):
-            return f"{name} has {'no' if name in normed else 'a'} norm"
+            return by_all(f"{name} has {'no' if name in normed else 'a'} norm")
         if layer.bias is None and name not in completed:
-            return f"{name} has no bias"
-    return None
+            refused["cpu"] = f"{name} has no bias"
+    return refused

@@ -20,7 +20,7 @@ from fastrssm._library import (
     one_by_one,
     precision_of_products,
 )
-from fastrssm.ops import rssm_cpu
+from fastrssm.ops import rssm_cpu, rssm_triton
 from fastrssm.ops.rssm_plan import Plan, TensorTable, flatten, make_plan
 from fastrssm.reference.gru_cell import Cell
 from fastrssm.reference.rssm_weights import Heads, Latent, PolicyWeights, RSSMWeights
@@ -135,6 +135,10 @@ def scan(call: Call) -> tuple[Tensor, ...]:
     weights = call.weights if plan.dense else [x.contiguous() for x in call.weights]
     inputs = [None if x is None else x.contiguous() for x in call.inputs]
     precision = precision_of_products(plan.dtype, mixed=call.mixed)
+    if call.mixed and call.backend == "triton":
+        # what a GPU's autocast takes unless it is told otherwise
+        half = torch.get_autocast_dtype(plan.device.type) == torch.float16
+        precision = "float16" if half else "bfloat16"
     return _scan(*inputs, weights, plan.structure, call.constants, precision, call.backend)
 
 
@@ -198,7 +202,7 @@ def _empty_results(*args: Any) -> tuple[Tensor, ...]:
     categorical, policy = structure[6] == 1, structure[10] > 0
     T, B, _ = noise.shape
     like: dict[str, Any] = {"dtype": noise.dtype, "device": noise.device}
-    kept = T * B * rssm_cpu.kept_width(tuple(structure)) if keep else 0
+    kept = T * B * _kept_width(tuple(structure), *args[11:13]) if keep else 0
     shapes = (
         (T, B, D),
         (T, B, S),
@@ -210,12 +214,19 @@ def _empty_results(*args: Any) -> tuple[Tensor, ...]:
     return tuple(empty_again(shape, **like) for shape in shapes)
 
 
+def _kept_width(structure: tuple[int, ...], precision: str, backend: str) -> int:
+    if backend == "cpu":
+        return rssm_cpu.kept_width(structure)
+    return rssm_triton.kept_width(structure, precision)
+
+
 def _forward(*args: Any) -> tuple[Tensor, ...]:
-    inputs, (weights, structure, constants, precision, _, keep) = args[:8], args[8:]
+    inputs, (weights, structure, constants, precision, backend, keep) = args[:8], args[8:]
     results = _empty_results(*args)
     # an empty batch has nothing to compute
     if inputs[2].shape[1]:
-        rssm_cpu.forward(inputs, weights, structure, constants, precision, results, keep)
+        run = rssm_cpu.forward if backend == "cpu" else rssm_triton.forward
+        run(inputs, weights, structure, constants, precision, results, keep)
     return results
 
 
@@ -233,7 +244,7 @@ def _empty_gradients(*args: Any) -> list[Tensor]:
 def _backward(*args: Any) -> list[Tensor]:
     gradients = _empty_gradients(*args)
     grads, inputs, results = args[:5], args[5:13], args[-2]
-    weights, structure, constants, precision = args[13:17]
+    weights, structure, constants, precision, backend = args[13:18]
     if inputs[2].shape[1] == 0:
         return [x.zero_() for x in gradients]
     if not results[-1].numel():
@@ -241,9 +252,8 @@ def _backward(*args: Any) -> list[Tensor]:
         results = _forward(*args[5:18], True)
     found = iter(gradients)
     places = [next(found) if want else None for want in args[-1]]
-    rssm_cpu.backward(
-        grads, inputs, weights, structure, constants, precision, results, places[:8], places[8:]
-    )
+    run = rssm_cpu.backward if backend == "cpu" else rssm_triton.backward
+    run(grads, inputs, weights, structure, constants, precision, results, places[:8], places[8:])
     return gradients
 
 

@@ -1,0 +1,414 @@
+"""A scan forward: each program takes some rows of the batch through all steps.
+
+Weights stream through the cache, packed as `rssm_layout` says. Triton cannot cut a tile in
+registers along the dimension that is summed next, so what a stage leaves lies in memory of the
+program's own and is read again: a barrier after every stage, for the threads of a program do not
+see each other's stores before it.
+"""
+
+import triton
+import triton.language as tl
+
+from fastrssm.kernels.rssm_pointwise import (
+    before,
+    class_probs,
+    elu,
+    kept_rows,
+    ln_gates,
+    product,
+    read,
+    row_of,
+    sigmoid,
+    std_of,
+    tanh,
+    vector,
+    write,
+)
+
+
+@triton.jit
+def product3(
+    one, two, three, x, ok, weights,
+    M: tl.constexpr, n, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """As `product` for three blocks of weights that lie beside each other."""
+    k = tl.arange(0, M.BK)
+    w = weights + M.at + k[:, None] * M.ld + n + tl.arange(0, M.BN)[None, :]
+    for k0 in range(0, M.K, M.BK):
+        mask = ok[:, None]
+        if M.K % M.BK != 0:
+            mask = mask & (k0 + k < M.K)[None, :]
+        a = tl.load(x[:, None] + (k0 + k)[None, :], mask=mask, other=0.0)
+        u = tl.load(w + k0 * M.ld)
+        v = tl.load(w + k0 * M.ld + M.block)
+        y = tl.load(w + k0 * M.ld + 2 * M.block)
+        if UPCAST:
+            a, u = a.to(tl.float32), u.to(tl.float32)
+            v, y = v.to(tl.float32), y.to(tl.float32)
+        one = tl.dot(a, u, one, input_precision=PRECISION)
+        two = tl.dot(a, v, two, input_precision=PRECISION)
+        three = tl.dot(a, y, three, input_precision=PRECISION)
+    return one, two, three
+
+
+@triton.jit
+def moments(raw, total, ok, N: tl.constexpr, EPS: tl.constexpr, BP: tl.constexpr):
+    """Mean and inverse deviation of rows whose sum is known."""
+    mean = total / N
+    squares = tl.zeros_like(total)
+    for n in range(0, N, BP):
+        column = n + tl.arange(0, BP)
+        mask = ok[:, None] & (column < N)[None, :]
+        x = tl.where(mask, read(raw, column, mask) - mean[:, None], 0.0)
+        squares += tl.sum(x * x, axis=1)
+    return mean, 1.0 / tl.sqrt(squares / N + EPS)
+
+
+@triton.jit
+def hidden_layer(
+    x, x2, proj, y, hat, rstd, raw,  # rows
+    ok, weights, vectors,
+    SPLIT: tl.constexpr, W: tl.constexpr, W2: tl.constexpr, BLOCKS: tl.constexpr,
+    BIAS: tl.constexpr, SCALE: tl.constexpr, SHIFT: tl.constexpr,
+    KEEP: tl.constexpr, BP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """One layer and its activation: ELU, or SiLU behind a norm; inputs come in up to two parts."""
+    total = tl.zeros([ok.shape[0]], tl.float32)
+    for g in range(BLOCKS):
+        for n in range(0, W.N, W.BN):
+            acc = tl.zeros([ok.shape[0], W.BN], tl.float32)
+            acc = product(acc, x + g * W.K, ok, weights + g * W.block, W, n, PRECISION, UPCAST)
+            if W2 is not None:
+                acc = product(acc, x2, ok, weights, W2, n, PRECISION, UPCAST)
+            column = n + tl.arange(0, W.BN)
+            mask = ok[:, None] & (column < W.N)[None, :]
+            column += g * W.N
+            if proj is not None:
+                acc += read(proj, column, mask)
+            acc += vector(vectors, BIAS, column, BLOCKS * W.N)
+            if SPLIT:
+                write(y, column, elu(acc), mask)
+            else:
+                acc = tl.where(mask, acc, 0.0)
+                write(raw, column, acc, mask)
+                total += tl.sum(acc, axis=1)
+    tl.debug_barrier()
+    if not SPLIT:
+        mean, scale = moments(raw, total, ok, W.N, 1e-5, BP)
+        if KEEP:
+            tl.store(rstd, scale, mask=ok)
+        for n in range(0, W.N, BP):
+            column = n + tl.arange(0, BP)
+            mask = ok[:, None] & (column < W.N)[None, :]
+            h = (read(raw, column, mask) - mean[:, None]) * scale[:, None]
+            if KEEP:
+                write(hat, column, h, mask)
+            a = h * vector(vectors, SCALE, column, W.N) + vector(vectors, SHIFT, column, W.N)
+            write(y, column, a * sigmoid(a), mask)
+        tl.debug_barrier()
+
+
+@triton.jit
+def network(
+    x, x2, proj, raw, slot, rows, ok, weights, vectors, operands, reals,
+    NET: tl.constexpr, KEEP: tl.constexpr, BP: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """All hidden layers; the last of them is kept as NET.y[-1]."""
+    for i in tl.static_range(len(NET.y)):
+        hidden_layer(
+            x if i == 0 else row_of(operands, NET.y[i - 1], rows, slot),
+            x2,
+            proj if i == 0 else None,
+            row_of(operands, NET.y[i], rows, slot),
+            None if NET.split else row_of(operands, NET.hat[i], rows, slot),
+            None if NET.split else row_of(reals, NET.rstd[i], rows, slot),
+            raw, ok, weights, vectors, NET.split,
+            NET.first if i == 0 else NET.later[i - 1],
+            NET.second if i == 0 else None,
+            2 if NET.split and i > 0 else 1,
+            NET.bias[i], NET.scale[i], NET.shift[i], KEEP, BP, PRECISION, UPCAST,
+        )  # fmt: skip
+
+
+@triton.jit
+def mean_and_raw(
+    x, ok, weights, vectors, n, NET: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr
+):
+    """Columns from n of the two halves of a network's last layer."""
+    W: tl.constexpr = NET.later[len(NET.later) - 1]
+    BIAS: tl.constexpr = NET.bias[len(NET.later)]
+    zero = tl.zeros([ok.shape[0], W.BN], tl.float32)
+    mean = product(zero, x, ok, weights, W, n, PRECISION, UPCAST)
+    x += W.K if NET.split else 0
+    raw = product(zero, x, ok, weights + W.block, W, n, PRECISION, UPCAST)
+    column = n + tl.arange(0, W.BN)
+    mean += vector(vectors, BIAS, column, W.N)
+    return mean, raw + vector(vectors, BIAS, column + W.N, 2 * W.N)
+
+
+@triton.jit
+def enter(
+    action, deter0, stoch0, deter, stoch, cell_in, deter_in, row, b, ok, keep, t, B,
+    L: tl.constexpr,
+):  # fmt: skip
+    """Operands of a step: the state before it, zero where an episode begins, and the action."""
+    for n in range(0, L.D, L.BP):
+        column = n + tl.arange(0, L.BP)
+        real = (column < L.D)[None, :]
+        h = before(deter0, deter, row, b, t, B, L.D, column, keep[:, None] & real)
+        write(deter_in, column, h, ok[:, None] & real)
+    for n in range(0, L.S, L.BP):
+        column = n + tl.arange(0, L.BP)
+        real = (column < L.S)[None, :]
+        s = before(stoch0, stoch, row, b, t, B, L.S, column, keep[:, None] & real)
+        write(cell_in, column, s, ok[:, None] & real)
+    if action is not None:
+        for n in range(0, L.A, L.BP):
+            column = n + tl.arange(0, L.BP)
+            mask = ok[:, None] & (column < L.A)[None, :]
+            write(cell_in + L.S, column, read(action + row * L.A, column, mask), mask)
+
+
+@triton.jit
+def act(
+    action_noise, action, cell_in, kept_raw, row, ok, x, weights, vectors, min_std,
+    L: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    W: tl.constexpr = L.policy.later[len(L.policy.later) - 1]
+    for n in range(0, L.A, W.BN):
+        mean, raw = mean_and_raw(x, ok, weights, vectors, n, L.policy, PRECISION, UPCAST)
+        column = n + tl.arange(0, W.BN)
+        mask = ok[:, None] & (column < L.A)[None, :]
+        e = read(action_noise + row * L.A, column, mask)
+        a = tanh(mean + std_of(raw, min_std, True) * e)
+        write(action + row * L.A, column, a, mask)
+        write(cell_in + L.S, column, a, mask)
+        if KEEP:
+            write(kept_raw, column, raw, mask)
+
+
+@triton.jit
+def torch_gru(
+    x, h_in, gates, deter0, deter, deter_out, row, b, ok, keep, t, B, weights, vectors,
+    L: tl.constexpr, KEEP: tl.constexpr, NARROW: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    for n in range(0, L.D, L.x.BN):
+        column = n + tl.arange(0, L.x.BN)
+        real = (column < L.D)[None, :]
+        mask = ok[:, None] & real
+        zero = tl.zeros([ok.shape[0], L.x.BN], tl.float32)
+        r, z, xn = product3(zero, zero, zero, x, ok, weights, L.x, n, PRECISION, UPCAST)
+        r, z, hn = product3(r, z, zero, h_in, ok, weights, L.h, n, PRECISION, UPCAST)
+        in_bias: tl.constexpr = L.vectors[3]
+        bias: tl.constexpr = L.vectors[6]
+        r += vector(vectors, in_bias, column, L.D) + vector(vectors, bias, column, L.D)
+        at = column + L.D
+        z += vector(vectors, in_bias, at, 2 * L.D) + vector(vectors, bias, at, 2 * L.D)
+        at += L.D
+        xn += vector(vectors, in_bias, at, 3 * L.D)
+        hn += vector(vectors, bias, at, 3 * L.D)
+        r, z = sigmoid(r), sigmoid(z)
+        new = tanh(xn + r * hn)
+        if KEEP:
+            write(gates, column, r, mask)
+            write(gates + L.D, column, z, mask)
+            write(gates + 2 * L.D, column, new, mask)
+            write(gates + 3 * L.D, column, hn, mask)
+        h = before(deter0, deter, row, b, t, B, L.D, column, keep[:, None] & real)
+        new += z * (h - new)
+        write(deter + row * L.D, column, new, mask)
+        if NARROW:
+            write(deter_out, column, new, mask)
+
+
+@triton.jit
+def ln_gru(
+    x, h_in, gates, rstd, raw, deter0, deter, deter_out, row, b, ok, keep, t, B,
+    weights, vectors, L: tl.constexpr, KEEP: tl.constexpr, NARROW: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    total = tl.zeros([ok.shape[0]], tl.float32)
+    for n in range(0, L.x.N, L.x.BN):
+        acc = tl.zeros([ok.shape[0], L.x.BN], tl.float32)
+        acc = product(acc, x, ok, weights, L.x, n, PRECISION, UPCAST)
+        acc = product(acc, h_in, ok, weights, L.h, n, PRECISION, UPCAST)
+        column = n + tl.arange(0, L.x.BN)
+        mask = ok[:, None] & (column < L.x.N)[None, :]
+        acc = tl.where(mask, acc + vector(vectors, L.vectors[3], column, L.x.N), 0.0)
+        write(raw, column, acc, mask)
+        total += tl.sum(acc, axis=1)
+    tl.debug_barrier()
+    mean, scale = moments(raw, total, ok, L.x.N, L.eps, L.BP)
+    if KEEP:
+        tl.store(rstd, scale, mask=ok)
+    RESET: tl.constexpr = L.D if L.cell == 1 else 0
+    CANDIDATE: tl.constexpr = 2 * L.D if L.cell == 1 else L.D
+    UPDATE: tl.constexpr = 0 if L.cell == 1 else 2 * L.D
+    for n in range(0, L.D, L.BP):
+        column = n + tl.arange(0, L.BP)
+        real = (column < L.D)[None, :]
+        mask = ok[:, None] & real
+        reset = (read(raw + RESET, column, mask) - mean[:, None]) * scale[:, None]
+        candidate = (read(raw + CANDIDATE, column, mask) - mean[:, None]) * scale[:, None]
+        update = (read(raw + UPDATE, column, mask) - mean[:, None]) * scale[:, None]
+        if KEEP:
+            write(gates + RESET, column, reset, mask)
+            write(gates + CANDIDATE, column, candidate, mask)
+            write(gates + UPDATE, column, update, mask)
+        reset, candidate, update = gate_affine(reset, candidate, update, vectors, column, L)
+        _, z, new = ln_gates(reset, candidate, update, L.cell == 2)
+        h = before(deter0, deter, row, b, t, B, L.D, column, keep[:, None] & real)
+        new += z * (h - new)
+        write(deter + row * L.D, column, new, mask)
+        if NARROW:
+            write(deter_out, column, new, mask)
+
+
+@triton.jit
+def gate_affine(reset, candidate, update, vectors, column, L: tl.constexpr):
+    """Scale and shift of the three gates of a unit, which lie in the cell's own order."""
+    RESET: tl.constexpr = L.D if L.cell == 1 else 0
+    CANDIDATE: tl.constexpr = 2 * L.D if L.cell == 1 else L.D
+    UPDATE: tl.constexpr = 0 if L.cell == 1 else 2 * L.D
+    SCALE: tl.constexpr = L.vectors[4]
+    SHIFT: tl.constexpr = L.vectors[5]
+    N: tl.constexpr = 3 * L.D
+    reset *= vector(vectors, SCALE, RESET + column, N)
+    candidate *= vector(vectors, SCALE, CANDIDATE + column, N)
+    update *= vector(vectors, SCALE, UPDATE + column, N)
+    reset += vector(vectors, SHIFT, RESET + column, N)
+    candidate += vector(vectors, SHIFT, CANDIDATE + column, N)
+    update += vector(vectors, SHIFT, UPDATE + column, N)
+    return reset, candidate, update
+
+
+@triton.jit
+def draw_gaussian(
+    noise, stoch, mean_to, std_to, kept_raw, row, ok, x, weights, vectors, min_std,
+    L: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    W: tl.constexpr = L.head.later[len(L.head.later) - 1]
+    for n in range(0, L.S, W.BN):
+        mean, raw = mean_and_raw(x, ok, weights, vectors, n, L.head, PRECISION, UPCAST)
+        column = n + tl.arange(0, W.BN)
+        mask = ok[:, None] & (column < L.S)[None, :]
+        std = std_of(raw, min_std, L.head.split)
+        write(mean_to + row * L.S, column, mean, mask)
+        write(std_to + row * L.S, column, std, mask)
+        e = read(noise + row * L.S, column, mask)
+        write(stoch + row * L.S, column, mean + std * e, mask)
+        if KEEP:
+            write(kept_raw, column, raw, mask)
+
+
+@triton.jit
+def draw_categorical(
+    noise, stoch, logits_to, row, ok, x, weights, vectors, unimix, L: tl.constexpr,
+    BG: tl.constexpr, K_TILE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    W: tl.constexpr = L.head.later[len(L.head.later) - 1]
+    for n in range(0, L.S, W.BN):
+        acc = tl.zeros([ok.shape[0], W.BN], tl.float32)
+        acc = product(acc, x, ok, weights, W, n, PRECISION, UPCAST)
+        column = n + tl.arange(0, W.BN)
+        acc += vector(vectors, L.head.bias[len(L.head.later)], column, L.S)
+        write(logits_to + row * L.S, column, acc, ok[:, None] & (column < L.S)[None, :])
+    tl.debug_barrier()
+    CLASSES: tl.constexpr = L.S // L.groups
+    k = tl.arange(0, K_TILE)
+    real = (k < CLASSES)[None, :]
+    for g0 in range(0, L.groups, BG):
+        # rows of (row of the batch, group)
+        g = g0 + tl.arange(0, BG)
+        there = tl.reshape(ok[:, None] & (g < L.groups)[None, :], [ok.shape[0] * BG])
+        at = tl.reshape(row[:, None] * L.groups + g[None, :], [ok.shape[0] * BG])
+        mask = there[:, None] & real
+        probs = class_probs(read(logits_to + at * CLASSES, k, mask), real)
+        probs = (1.0 - unimix) * probs + unimix / CLASSES
+        u = tl.load(noise + at, mask=there, other=0.0)
+        below = (tl.cumsum(probs, axis=1) <= u[:, None]) & real
+        # the last class covers a total rounded to below 1
+        index = tl.minimum(tl.sum(below.to(tl.int32), axis=1), CLASSES - 1)
+        one_hot = (k[None, :] == index[:, None]).to(tl.float32)
+        write(stoch + at * CLASSES, k, one_hot, mask)
+
+
+@triton.jit(do_not_specialize=["T", "B"])
+def rssm_forward_kernel(
+    weights, vectors,               # packed
+    embed_proj,                     # [T, B, hidden of the head] or None
+    action,                         # [T, B, A]; with a policy the result
+    noise, action_noise,            # [T, B, S or groups], [T, B, A] or None
+    is_first,                       # [T, B] or None
+    deter0, stoch0,                 # [B, D], [B, S]
+    policy_proj,                    # [T, B, hidden of the policy] or None
+    deter, stoch, stats0, stats1,   # [T, B, ...]
+    operands, reals,                # kept [T * B, ...], or [B, ...] if nothing is kept
+    scratch,                        # [B, L.scratch]
+    T, B, min_std, unimix, action_min_std,
+    L: tl.constexpr, BB: tl.constexpr, BG: tl.constexpr, K_TILE: tl.constexpr,
+    KEEP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    NARROW: tl.constexpr = operands.dtype.element_ty != tl.float32
+    b = tl.program_id(0).to(tl.int64) * BB + tl.arange(0, BB)
+    ok = b < B
+    steps = T if KEEP else 1
+    rows = tl.cast(B, tl.int64) * steps
+    raw = scratch + b * L.scratch
+    for t in range(T):
+        row = tl.cast(t, tl.int64) * B + b
+        slot = row if KEEP else b
+        keep = kept_rows(is_first, row, ok, t, T)
+        cell_in = row_of(operands, L.cell_in, rows, slot)
+        deter_in = row_of(operands, L.deter_in, rows, slot)
+        given = action if L.policy is None else None
+        enter(given, deter0, stoch0, deter, stoch, cell_in, deter_in, row, b, ok, keep, t, B, L)
+        tl.debug_barrier()
+        if L.policy is not None:
+            network(
+                deter_in, cell_in,
+                None if policy_proj is None else policy_proj + row * L.policy.hidden,
+                raw, slot, rows, ok, weights, vectors, operands, reals,
+                L.policy, KEEP, L.BP, PRECISION, UPCAST,
+            )  # fmt: skip
+            x = row_of(operands, L.policy.y[len(L.policy.y) - 1], rows, slot)
+            kept = row_of(reals, L.action_raw, rows, slot)
+            act(action_noise, action, cell_in, kept, row, ok, x, weights, vectors,
+                action_min_std, L, KEEP, PRECISION, UPCAST)  # fmt: skip
+            tl.debug_barrier()
+        x = cell_in
+        if L.pre is not None:
+            x = row_of(operands, L.pre_y, rows, slot)
+            hidden_layer(
+                cell_in, None, None, x, row_of(operands, L.pre_hat, rows, slot),
+                row_of(reals, L.pre_rstd, rows, slot), raw, ok, weights, vectors, False,
+                L.pre, None, 1, L.vectors[0], L.vectors[1], L.vectors[2],
+                KEEP, L.BP, PRECISION, UPCAST,
+            )  # fmt: skip
+        gates = row_of(operands, L.gates, rows, slot)
+        deter_out = row_of(operands, L.deter_out, rows, slot)
+        if L.cell == 0:
+            torch_gru(x, deter_in, gates, deter0, deter, deter_out, row, b, ok, keep, t, B,
+                      weights, vectors, L, KEEP, NARROW, PRECISION, UPCAST)  # fmt: skip
+        else:
+            rstd = row_of(reals, L.gates_rstd, rows, slot)
+            ln_gru(x, deter_in, gates, rstd, raw, deter0, deter, deter_out, row, b, ok, keep,
+                   t, B, weights, vectors, L, KEEP, NARROW, PRECISION, UPCAST)  # fmt: skip
+        tl.debug_barrier()
+        network(
+            deter_out if NARROW else deter + row * L.D, None,
+            None if embed_proj is None else embed_proj + row * L.head.hidden,
+            raw, slot, rows, ok, weights, vectors, operands, reals,
+            L.head, KEEP, L.BP, PRECISION, UPCAST,
+        )  # fmt: skip
+        x = row_of(operands, L.head.y[len(L.head.y) - 1], rows, slot)
+        if L.categorical:
+            draw_categorical(noise, stoch, stats0, row, ok, x, weights, vectors, unimix, L,
+                             BG, K_TILE, PRECISION, UPCAST)  # fmt: skip
+        else:
+            kept = row_of(reals, L.raw, rows, slot)
+            draw_gaussian(noise, stoch, stats0, stats1, kept, row, ok, x, weights, vectors,
+                          min_std, L, KEEP, PRECISION, UPCAST)  # fmt: skip
+        tl.debug_barrier()
