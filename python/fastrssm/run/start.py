@@ -20,6 +20,8 @@ FREE_FIELDS = frozenset(
         "out",
         "updates",
         "max_epochs",
+        "episodes",
+        "snapshot_every",
         "log_every",
         "checkpoint_every",
         "eval_every",

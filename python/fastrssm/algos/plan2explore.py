@@ -1,0 +1,172 @@
+"""Plan2Explore as AIME's exploration buffers were made with: go where predictors disagree.
+
+The replay, in the folder `episodes` of the run, is a dataset like any other: the body's
+"plan2explore buffer". No reward of the task is used.
+
+Source: Sekar et al. 2020 (Plan2Explore, 2005.05960), with the constants of Zhang et al. 2023 (AIME,
+OpenReview WjlCQxpuxU), version 1: the reward is the mean over the embedding of the logarithm of the
+variance over five predictors; no target network, no discount head, no noise on actions.
+
+Differences from the original code:
+- the default setup is `mdp` (the original collects with `visual`, so that images are stored);
+- several environments may collect between two rounds of updates (`num_envs`), each with as many
+  updates as one has in the original, so that the replay ratio stays;
+- the gradient of the policy's loss is not computed for the world model, the predictors and the
+  value network, which throw it away;
+- no evaluation; the returns of the collected episodes are recorded;
+- a run can be stopped and resumed, and gives the same weights and episodes as one that was not.
+
+`--scale cpu` is what two cores do in about an hour. It differs from `--scale paper` (the defaults)
+in: a smaller world model (deter 256, hidden 256) without inverse dynamics; predictors of width 128
+instead of 1,024; 16 windows in a batch instead of 50, and 256 starts of imagination instead of
+2,500; 4 environments; 25 updates per episode instead of 100, at four times the actor's and the
+value's learning rate and twice the model's; 300 episodes instead of 1,000; products of bfloat16.
+"""
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrssm.models.behaviour import (
+    behaviour_losses,
+    build_value,
+    choose_starts,
+    frozen,
+    imagine,
+)
+from fastrssm.models.ensemble import Ensemble
+from fastrssm.models.nets import MLP
+from fastrssm.models.policy import TanhGaussianPolicy
+from fastrssm.models.rssm import State
+from fastrssm.models.world_model import WorldModel
+from fastrssm.run.online import (
+    Batch,
+    Learner,
+    OnlineArgs,
+    check_online,
+    learn_online,
+    take_step,
+)
+from fastrssm.run.start import Sizes, choose_device, open_run
+
+SCALES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "cpu": {
+        "rssm": Sizes(deter=256, hidden=256),
+        "idm": False,
+        "ensemble_width": 128,
+        "batch_size": 16,
+        "start_states": 256,
+        "num_envs": 4,
+        "updates_per_episode": 25,
+        "episodes": 301,
+        "model_lr": 6e-4,
+        "actor_lr": 3e-4,
+        "value_lr": 3e-4,
+        "matmul_precision": "medium",
+        "snapshot_every": 15,
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(OnlineArgs):
+    """Explore a body without a task, where an ensemble of predictors disagrees (Plan2Explore)."""
+
+    ensemble: int = 5
+    """Predictors of the next embedding."""
+    ensemble_width: int = 1024
+    """Width of their two hidden layers."""
+
+
+def update(
+    modules: dict[str, Any],
+    optimizers: dict[str, torch.optim.Optimizer],
+    args: Args,
+    batch: Batch,
+    noise: torch.Generator,
+    acting: bool,
+) -> dict[str, Tensor]:
+    """Take one gradient step of world model and predictors, and one of policy and value each.
+
+    Args:
+        modules: "world_model", "ensemble", "policy" and "value", changed in place.
+        optimizers: "model" (predictors included), "actor" and "critic".
+        args: of imagination and losses.
+        batch: [T, B, size] per sensor, and "pre_action" [T, B, A].
+        noise: generator of all noise.
+        acting: False: the world model and the predictors only.
+
+    Returns:
+        Scalars on the modules' device: losses, metrics, and norms of gradients before clipping.
+    """
+    world_model: WorldModel = modules["world_model"]
+    ensemble: Ensemble = modules["ensemble"]
+    policy: TanhGaussianPolicy = modules["policy"]
+    value: MLP = modules["value"]
+    rssm, action = world_model.rssm, batch["pre_action"]
+    draws = rssm.draw_noise(*action.shape[:2], generator=noise)
+    # the very states of the model's loss, which train the predictors and start imagination
+    with torch.no_grad():
+        embed = world_model.encode(batch)
+        trajectory = rssm.observe(embed, action, noise=draws)
+        seen = State(trajectory.deter, trajectory.stoch)
+    losses, metrics = world_model.elbo(batch, noise=draws)
+    error = ensemble.loss(seen.feature, action, embed)
+    metrics["emb_prediction_loss"] = error.detach()
+    total = losses["total"] + error
+    metrics["model_grad_norm"] = take_step(optimizers["model"], total, args.grad_clip)
+    if not acting:
+        return metrics
+
+    starts = choose_starts(seen, args.start_states, noise)
+    with frozen(world_model, ensemble):
+        imagined = imagine(rssm, policy, starts, args.imagine_horizon, noise)
+        rewards = ensemble.disagreement(imagined.feature[:-1], imagined.action)
+    losses, behaviour = behaviour_losses(
+        imagined, rewards, policy, value,
+        gamma=args.gamma, lambda_=args.return_lambda, entropy_scale=args.entropy_scale,
+    )  # fmt: skip
+    behaviour["actor_grad_norm"] = take_step(optimizers["actor"], losses["actor"], args.grad_clip)
+    behaviour["value_grad_norm"] = take_step(optimizers["critic"], losses["value"], args.grad_clip)
+    return metrics | behaviour
+
+
+def train(args: Args) -> None:
+    """Explore from the start or from the last checkpoint of `args.out` to the last episode.
+
+    Raises:
+        ValueError: an argument is out of its range, or the folder holds another run.
+        RuntimeError: the device is not available.
+    """
+    config = check_online(args)
+    F, A, E = config.feature_size, config.action_size, config.embed_size
+    device = choose_device(args.device, args.threads, args.matmul_precision)
+    if args.ensemble < 2 or args.ensemble_width < 1:
+        raise ValueError(
+            f"--ensemble is {args.ensemble} and --ensemble-width {args.ensemble_width}, "
+            "expected at least 2 and 1"
+        )
+    open_run(Path(args.out), "plan2explore", asdict(args))
+
+    torch.manual_seed(args.seed)
+    world_model = WorldModel(config).to(device)
+    policy = TanhGaussianPolicy(F, A).to(device)
+    value = build_value(F).to(device)
+    ensemble = Ensemble(F + A, E, members=args.ensemble, width=args.ensemble_width).to(device)
+    modules = {
+        "world_model": world_model, "ensemble": ensemble, "policy": policy, "value": value,
+    }  # fmt: skip
+    learnt = list(chain(world_model.parameters(), ensemble.parameters()))
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "model": torch.optim.Adam(learnt, lr=args.model_lr, fused=True),
+        "actor": torch.optim.Adam(policy.parameters(), lr=args.actor_lr, fused=True),
+        "critic": torch.optim.Adam(value.parameters(), lr=args.value_lr, fused=True),
+    }
+    step = partial(update, modules, optimizers, args)
+    learn_online("plan2explore", args, Learner(config, modules, optimizers, step), device)

@@ -1,0 +1,265 @@
+"""The loop of Dreamer and Plan2Explore: updates on a replay that grows by the policy's episodes."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastrssm.envs import MujocoVectorEnv, find_task, make_vec
+from fastrssm.models.config import TERMINAL, Preset, WorldModelConfig
+from fastrssm.models.policy import TanhGaussianPolicy
+from fastrssm.models.world_model import WorldModel
+from fastrssm.run.agents import RandomAgent
+from fastrssm.run.checkpoint import resume, save_checkpoint
+from fastrssm.run.collect import Agent, rollout
+from fastrssm.run.log import Logger
+from fastrssm.run.model_agent import WorldModelAgent
+from fastrssm.run.replay import Replay
+from fastrssm.run.snapshots import save_snapshot
+from fastrssm.run.start import MatmulPrecision, Sizes, build_config, check_arguments
+
+Batch = dict[str, Tensor]
+# batch, noise, and whether the behaviour learns yet -> metrics
+Update = Callable[[Batch, torch.Generator, bool], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineArgs:
+    """Arguments of a learner that collects its own episodes."""
+
+    env: str
+    """Task, for example walker-walk."""
+    out: str
+    """Run folder. An existing one is resumed. `episodes` in it is a dataset."""
+    setup: Literal["mdp", "lpomdp"] = "mdp"
+    """What the model sees: all sensors (mdp), or positions only (lpomdp)."""
+    preset: Preset = "rssmo"
+    """World model of the paper (rssm or rssmo), or of its second version."""
+    rssm: Sizes = field(default_factory=Sizes)
+    """Sizes that replace those of the preset."""
+    idm: bool = True
+    """Learn an inverse dynamics model beside it, as published; the behaviour does not use it."""
+    episodes: int = 1000
+    """Episodes in the replay at the end, the random ones included."""
+    prefill: int = 5
+    """Episodes of random actions at the start."""
+    steps: int | None = None
+    """Decision steps of an episode; left out: as many as the task has."""
+    num_envs: int = 1
+    """Environments stepped together, each for one episode between two rounds of updates."""
+    pretrain_updates: int = 100
+    """Updates of the world model alone, before the first round."""
+    updates_per_episode: int = 100
+    """Updates of everything per collected episode. The replay ratio, how often a frame is seen, is
+    this times batch-size times horizon over the steps of an episode: 500 as published."""
+    batch_size: int = 50
+    """Windows in a batch."""
+    horizon: int = 50
+    """Frames in a window."""
+    start_states: int = 0
+    """States of a batch from which imagination starts, chosen at random; 0: all."""
+    imagine_horizon: int = 15
+    """Steps of imagination."""
+    gamma: float = 0.99
+    """Discount."""
+    return_lambda: float = 0.95
+    """Mixing weight of the returns of all lengths."""
+    entropy_scale: float = 1e-4
+    """Weight of the penalty on the policy's KL to a broad one."""
+    model_lr: float = 3e-4
+    """Learning rate of the world model."""
+    actor_lr: float = 8e-5
+    """Learning rate of the policy."""
+    value_lr: float = 8e-5
+    """Learning rate of the value network."""
+    grad_clip: float = 100.0
+    """Largest norm of the gradient of each of the three."""
+    seed: int = 42
+    """Of the initial weights, the environments, the batches and the noise."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:<n>."""
+    threads: int = 0
+    """CPU threads of PyTorch; 0: its own choice."""
+    matmul_precision: MatmulPrecision = "highest"
+    """Of float32 products: medium is faster where the processor has bfloat16 units."""
+    log_every: int = 100
+    """Updates between two records."""
+    checkpoint_every: int = 1000
+    """Updates between two checkpoints."""
+    snapshot_every: int = 50
+    """Episodes between two snapshots of what acts, in the folder snapshots of the run."""
+    wandb: bool = False
+    """Send the records to Weights & Biases as well."""
+
+
+class Learner(NamedTuple):
+    """What an algorithm hands to `learn_online`."""
+
+    config: WorldModelConfig
+    modules: Mapping[str, nn.Module]  # those of a checkpoint; "world_model" and "policy" act
+    optimizers: Mapping[str, torch.optim.Optimizer]
+    update: Update
+
+
+def check_online(args: OnlineArgs) -> WorldModelConfig:
+    """Refuse arguments out of their range, and build the model's configuration.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    check_arguments(
+        args,
+        positive=(
+            "episodes", "prefill", "num_envs", "updates_per_episode", "batch_size", "model_lr",
+            "actor_lr", "value_lr", "grad_clip", "log_every", "checkpoint_every", "snapshot_every",
+        ),
+        not_negative=("pretrain_updates", "start_states", "entropy_scale", "seed", "threads"),
+        shares=("gamma", "return_lambda"),
+    )  # fmt: skip
+    for name in ("horizon", "imagine_horizon"):
+        if getattr(args, name) < 2:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is {getattr(args, name)}, expected at least 2"
+            )
+    if args.gamma == 1:
+        raise ValueError("--gamma is 1.0, expected a number below 1")
+    left = args.episodes - args.prefill
+    if left < 0 or left % args.num_envs:
+        raise ValueError(
+            f"--episodes is {args.episodes}, expected --prefill {args.prefill} plus a multiple of "
+            f"--num-envs {args.num_envs}"
+        )
+    config = build_config(args.env, args.preset, args.setup, args.rssm)
+    task = find_task(args.env)
+    steps = -(-task.episode_steps // task.action_repeat) if args.steps is None else args.steps
+    if args.horizon > steps + 1:
+        raise ValueError(
+            f"--horizon is {args.horizon}, expected at most the {steps + 1} frames of an episode"
+        )
+    return config if args.idm else replace(config, idm="none")
+
+
+def total_updates(args: OnlineArgs) -> int:
+    """Count the updates of a whole run."""
+    return args.pretrain_updates + (args.episodes - args.prefill) * args.updates_per_episode
+
+
+def episodes_after(args: OnlineArgs, update: int) -> int:
+    """Count the episodes in the replay after an update, those it makes due included."""
+    rounds = (update - args.pretrain_updates) // (args.updates_per_episode * args.num_envs)
+    return args.prefill + max(rounds, 0) * args.num_envs
+
+
+def learn_online(algorithm: str, args: OnlineArgs, learner: Learner, device: torch.device) -> None:
+    """Alternate between updates and episodes, from the start or from the last checkpoint.
+
+    An update depends on the seed, its number and the episodes before it only, so a run that was
+    stopped gives the same weights and the same episodes as one that was not.
+
+    Args:
+        algorithm: name in the checkpoints.
+        args: checked ones; the folder is open.
+        learner: modules and optimizers, changed in place.
+        device: where the modules are.
+
+    Raises:
+        ValueError: the folder holds another run, a horizon is longer than the episodes, or a loss
+            is not finite.
+    """
+    out, total = Path(args.out), total_updates(args)
+    config, modules, optimizers, update = learner
+    world_model, policy = modules["world_model"], modules["policy"]
+    assert isinstance(world_model, WorldModel)
+    assert isinstance(policy, TanhGaussianPolicy)
+    noise = torch.Generator(device).manual_seed(args.seed + 1)
+    start = 0
+    if state := resume(out, algorithm, modules):
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(state[name])
+        noise.set_state(state["noise"])
+        start = state["step"]
+
+    flags = (TERMINAL,) if config.terminal else ()
+    keys = (*config.inputs, *config.targets, *config.probes, "pre_action", *flags)
+    replay = Replay(
+        out / "episodes",
+        tuple(dict.fromkeys(keys)),
+        episodes=episodes_after(args, start) if start else 0,
+        given=start,
+        horizon=args.horizon,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        device=device,
+    )
+    with replay, closing(make_vec(args.env, args.num_envs, episode_steps=args.steps)) as env:
+        while replay.num_episodes < args.prefill:
+            agent = RandomAgent(config.action_size, _seed(args.seed, replay.num_episodes, 1))
+            _collect(
+                env, agent, replay, min(replay.num_episodes + args.num_envs, args.prefill), args
+            )
+        with Logger(out, total, start=start, config=asdict(args), wandb=args.wandb) as logger:
+            parameters = sum(p.numel() for module in modules.values() for p in module.parameters())
+            logger.say(
+                f"{algorithm}: {replay.num_episodes} episodes, {replay.num_frames} frames, "
+                f"{parameters:,} parameters, from update {start}"
+            )
+            for step in range(start + 1, total + 1):
+                logger.add(update(replay.sample(), noise, step > args.pretrain_updates))
+                # a mean is over updates of one kind
+                if step % args.log_every == 0 or step in (args.pretrain_updates, total):
+                    logger.write(step)
+                before, due = replay.num_episodes, episodes_after(args, step)
+                if due > before:
+                    agent = WorldModelAgent(world_model, policy, _seed(args.seed, due, 2))
+                    with logger.paused():
+                        _collect(env, agent, replay, due, args)
+                    mean = float(np.mean(replay.returns[before:]))
+                    logger.record(step, {"episode_return": mean, "episodes": due})
+                    logger.say(f"update {step}: {due} episodes, return {mean:.1f}")
+                    if due // args.snapshot_every > before // args.snapshot_every:
+                        save_snapshot(out / "snapshots", due, args.env, world_model, policy)
+                if step % args.checkpoint_every == 0 or step == total:
+                    states = {
+                        name: optimizer.state_dict() for name, optimizer in optimizers.items()
+                    }
+                    save_checkpoint(
+                        out,
+                        step,
+                        algorithm=algorithm,
+                        config={"args": asdict(args), "world_model": asdict(config)},
+                        modules=modules,
+                        train_state={**states, "noise": noise.get_state()},
+                    )
+
+
+def _collect(
+    env: MujocoVectorEnv, agent: Agent, replay: Replay, episodes: int, args: OnlineArgs
+) -> None:
+    """Add episodes to the replay until it has `episodes`, at most one per environment."""
+    first = replay.num_episodes
+    # a seed per episode: what an environment does depends on no earlier one
+    seeds = [_seed(args.seed, first + i, 0) for i in range(env.num_envs)]
+    for episode in rollout(env, agent, episodes - first, seed=seeds):
+        replay.add(episode)
+
+
+def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, grad_clip: float) -> Tensor:
+    """Take one step down the gradient of a loss; returns its norm before clipping."""
+    parameters = list(itertools.chain(*(group["params"] for group in optimizer.param_groups)))
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
+    optimizer.step()
+    return norm
+
+
+def _seed(seed: int, episode: int, stream: int) -> int:
+    # streams: 0 the environment of an episode, 1 random actions, 2 the noise of the model
+    sequence = np.random.SeedSequence((seed, episode, stream))
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
