@@ -13,7 +13,7 @@ sanitized = build/$@/bin/python -m pip install --quiet --disable-pip-version-che
 # threads that wait at a barrier on a busy machine should sleep, not spin
 export GOMP_SPINCOUNT := 1000
 
-.PHONY: help demo test test-slow test-gpu dev lint format types bench report stubs asan tsan wheel clean
+.PHONY: help demo test test-slow test-isa test-gpu dev lint format types bench report stubs asan tsan wheel clean
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 demo: $(VENV)/train.stamp ## imitate a walker from observations alone: data, training, evaluation, report (10 minutes)
@@ -37,6 +37,10 @@ report: $(VENV)/dev.stamp ## bench/results/*.json -> bench/RESULTS.md
 	$(BIN)/python -m bench.report
 stubs: $(VENV)/dev.stamp ## type stubs of the native modules
 	$(BIN)/pybind11-stubgen fastrssm._native -o python && $(BIN)/pybind11-stubgen fastrssm._stepper -o python
+test-isa: $(VENV)/dev.stamp ## the op tests on every instruction set that this processor has, one after the other
+	for isa in $$($(BIN)/python -c "from fastrssm._native import gemm_isas; print(*gemm_isas())"); do \
+	  echo "FASTRSSM_ISA=$$isa"; FASTRSSM_ISA=$$isa $(BIN)/python -m pytest -q -m "not slow and not cuda" -k "not triton and not aot and not cluster" tests/ops || exit 1; \
+	done
 asan: build/asan/packages ## op and environment tests under address and undefined-behaviour sanitizers
 	$(call sanitized,address$(comma)undefined)
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \

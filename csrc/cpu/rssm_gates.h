@@ -211,7 +211,9 @@ FASTRSSM_CLONES void categorical(const T* c, const T* bias, const T* noise, T un
         index += total <= noise[m * groups + g];
       }
       index = index < K ? index : K - 1;
-      for (Size k = 0; k < K; ++k) to[g * K + k] = k == index ? T(1) : T(0);
+      // no class is drawn where a probability is NaN
+      const T none = total - total;
+      for (Size k = 0; k < K; ++k) to[g * K + k] = (k == index ? T(1) : T(0)) + none;
     }
   }
 }
