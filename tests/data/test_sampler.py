@@ -182,6 +182,20 @@ def test_epochs_are_shuffled_anew_and_repeatable(dataset):
     assert not torch.equal(order(0), order(0).sort().values)
 
 
+def test_split_by_window_gives_each_window_to_one_side(dataset):
+    train, validation = FrameStacks.split(dataset, 3, by="window", train_share=0.5, seed=1)
+    windows = dataset.windows(3)
+    assert len(train) == round(0.5 * len(windows))
+    np.testing.assert_array_equal(np.sort([*train.starts, *validation.starts]), windows)
+    # episodes lie on both sides, as in the original
+    episodes = [
+        set(np.searchsorted(dataset.starts, x.starts, "right")) for x in (train, validation)
+    ]
+    assert episodes[0] & episodes[1]
+    with pytest.raises(ValueError, match="by must be one of episode, window, got 'frame'"):
+        FrameStacks.split(dataset, 3, by="frame")
+
+
 def test_split_refuses_what_cannot_be_divided(dataset):
     with pytest.raises(ValueError, match=r"train_share must be between 0 and 1, got 1\.0"):
         FrameStacks.split(dataset, 2, train_share=1.0)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import torch
 from fastrssm.data.dataset import Dataset
 
 Batch = dict[str, torch.Tensor]
+Split = Literal["episode", "window"]
 # one batch waits while the next is gathered
 _AHEAD = 2
 
@@ -148,39 +149,45 @@ class FrameStacks:
         length: int,
         *,
         train_share: float = 0.7,
+        by: Split = "episode",
         seed: int = 0,
         keys: Sequence[str] | None = None,
         device: str | torch.device = "cpu",
     ) -> tuple[Self, Self]:
         """Divide the episodes at random into windows to train on and windows to validate on.
 
-        Whole episodes are divided, since overlapping windows on both sides would leak (AIME
-        divided windows).
-
         Args:
             dataset: the episodes, at least two.
             length: frames in a window.
-            train_share: share of the episodes to train on, in (0, 1); each side gets at least one.
+            train_share: share to train on, in (0, 1); each side gets at least one.
+            by: divide whole episodes, or "window": windows, as AIME did, although those on the two
+                sides overlap.
             seed: of the division.
             keys: columns to give. None: all that the dataset has mapped.
             device: where the batches are wanted.
 
         Raises:
-            ValueError: train_share outside (0, 1), fewer than two episodes, a column that is not
-                mapped, or a side without a window.
+            ValueError: train_share outside (0, 1), an unknown division, fewer than two episodes, a
+                column that is not mapped, or a side without a window.
         """
         if not 0.0 < train_share < 1.0:
             raise ValueError(f"train_share must be between 0 and 1, got {train_share}.")
         if dataset.num_episodes < 2:
             raise ValueError(f"{dataset.folder}: one episode cannot be divided into two sides.")
-        order = np.random.default_rng(seed).permutation(dataset.num_episodes)
+        if by not in get_args(Split):
+            raise ValueError(f"by must be one of {', '.join(get_args(Split))}, got {by!r}.")
+        windows = dataset.windows(length) if by == "window" else None
+        whole = dataset.num_episodes if windows is None else len(windows)
+        order = np.random.default_rng(seed).permutation(whole)
         cut = min(max(round(train_share * len(order)), 1), len(order) - 1)
         arrays, place = _columns(dataset, keys), torch.device(device)
-        train, validation = (
-            cls(arrays, dataset.windows(length, np.sort(side)), length, place)
-            for side in (order[:cut], order[cut:])
-        )
-        return train, validation
+
+        def side(chosen: npt.NDArray[np.int64]) -> Self:
+            chosen = np.sort(chosen)
+            starts = dataset.windows(length, chosen) if windows is None else windows[chosen]
+            return cls(arrays, starts, length, place)
+
+        return side(order[:cut]), side(order[cut:])
 
     def __len__(self) -> int:
         return len(self.starts)
