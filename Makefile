@@ -13,7 +13,7 @@ sanitized = build/$@/bin/python -m pip install --quiet --disable-pip-version-che
 # threads that wait at a barrier on a busy machine should sleep, not spin
 export GOMP_SPINCOUNT := 1000
 
-.PHONY: help demo test test-slow test-isa test-gpu dev lint format types bench report stubs asan tsan wheel clean
+.PHONY: help demo test test-slow test-isa test-gpu gpu dev lint format types bench report stubs asan tsan wheel clean
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 demo: $(VENV)/train.stamp ## imitate a walker from observations alone: data, training, evaluation, report (10 minutes)
@@ -24,6 +24,8 @@ test-slow: $(VENV)/dev.stamp ## the long tests: training parity, more seeds
 	$(BIN)/python -m pytest -m slow
 test-gpu: $(VENV)/dev.stamp ## the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m cuda
+gpu: ## on a machine with an NVIDIA GPU, no network needed: build, tests, benchmarks, one JSON (10 minutes); DRY=1: all but the GPU
+	$(PYTHON) -m bench.gpu $(if $(DRY),--dry) $(if $(ONLY),--only $(ONLY))
 dev: $(VENV)/dev.stamp ## virtual environment with everything a developer needs
 lint: $(VENV)/dev.stamp ## ruff and clang-format, no changes made
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run --Werror $(CPP)

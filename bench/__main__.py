@@ -32,12 +32,22 @@ BENCHES = {
     "W6": "bench.ops.bench_rssm_scan:w6",
     "W7": "bench.bench_update:pretraining",
     "W8": "bench.bench_update:imitation",
+    # `make gpu` chooses among these
+    "gpu-losses": "bench.ops.bench_losses_cuda",
+    "gpu-W1": "bench.ops.bench_rssm_cuda:w1",
+    "gpu-W2": "bench.ops.bench_rssm_cuda:w2",
+    "gpu-W3": "bench.ops.bench_rssm_cuda:w3",
+    "gpu-W3-imagine": "bench.ops.bench_rssm_cuda:w3_imagine",
+    "gpu-W6": "bench.ops.bench_rssm_cuda:w6",
+    "gpu-batches": "bench.ops.bench_rssm_cuda:batches",
+    "gpu-rehearsal": "bench.ops.bench_rssm_cuda:rehearsal",
 }
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--only", default=",".join(BENCHES), help="comma-separated workloads")
+    on_cpu = [name for name in BENCHES if not name.startswith("gpu-")]
+    parser.add_argument("--only", default=",".join(on_cpu), help="comma-separated workloads")
     parser.add_argument(
         "--threads", type=int, default=1, help="threads of torch and of the kernels"
     )
@@ -58,14 +68,20 @@ def main():
             for row in harness.rows(workload, args.threads, args.rounds):
                 result["rows"].append(row)
                 cells = row["workload"], row["mode"], row["device"], row["provider"]
-                print(*cells, f"{row['median_s'] * 1e6:.1f} us", row["note"], flush=True)
+                took = "" if row["median_s"] is None else f"{row['median_s'] * 1e6:.1f} us"
+                print(*cells, took, row["note"], flush=True)
+            _write(args.out, result)
             # before the next one is made: a thousand environments of each provider are gigabytes
             del workload
             gc.collect()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.out.with_suffix(".part")
+
+
+def _write(path, result):
+    """Write after each workload: a run that is cut off leaves what it has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
     partial.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(partial, args.out)
+    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
+from bench import cuda
+
 ROOT = Path(__file__).resolve().parents[1]
 ROUNDS = 30
 # a round repeats a short call until it lasts this long
 _ROUND_SECONDS = 2e-3
 # of first calls, at most five
 _WARM_SECONDS = 1.0
-# more than the second-level cache of any GPU
-_FLUSH_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Workload:
     """One thing to compute, by several providers, and what bounds it.
 
     The bound is a copy of `moved` bytes, or the provider called `limit`. `notes` of providers are
-    printed beside their times; `rounds` is enough where one round takes seconds.
+    printed beside their times; `rounds` is enough where one round takes seconds. `failed` says why
+    a provider has no time.
     """
 
     bench: str
@@ -41,11 +42,7 @@ class Workload:
     limit: str | None = None
     notes: dict[str, str] = field(default_factory=dict)
     rounds: int = ROUNDS
-
-
-def _synchronize(device):
-    if device == "cuda":
-        torch.cuda.synchronize()
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 def measure(providers, device="cpu", rounds=ROUNDS):
@@ -53,35 +50,29 @@ def measure(providers, device="cpu", rounds=ROUNDS):
 
     Every round runs each provider in turn, so that a busy moment of the machine hits all of them.
     """
+    times = cuda.times(providers, rounds) if device == "cuda" else _times(providers, rounds)
+    quartiles = {name: statistics.quantiles(values, n=4) for name, values in times.items()}
+    return {name: (median, low, high) for name, (low, median, high) in quartiles.items()}
+
+
+def _times(providers, rounds):
     repeats, times = {}, {name: [] for name in providers}
-    flush = (
-        torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device) if device == "cuda" else None
-    )
     for name, call in providers.items():
         start = time.perf_counter()
         for _ in range(5):
             call()
             if time.perf_counter() - start > _WARM_SECONDS:
                 break
-        _synchronize(device)
         start = time.perf_counter()
         call()
-        _synchronize(device)
-        # on a GPU once, after a flush: the next call would find its inputs in the cache
-        took = time.perf_counter() - start
-        repeats[name] = 1 if device == "cuda" else max(1, round(_ROUND_SECONDS / took))
+        repeats[name] = max(1, round(_ROUND_SECONDS / (time.perf_counter() - start)))
     for _ in range(rounds):
         for name, call in providers.items():
-            if flush is not None:
-                flush.zero_()
-            _synchronize(device)
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 call()
-            _synchronize(device)
             times[name].append((time.perf_counter() - start) / repeats[name])
-    quartiles = {name: statistics.quantiles(values, n=4) for name, values in times.items()}
-    return {name: (median, low, high) for name, (low, median, high) in quartiles.items()}
+    return times
 
 
 def floor(moved, device="cpu"):
@@ -97,6 +88,9 @@ def rows(workload, threads, rounds=ROUNDS):
     timed = measure(workload.providers, workload.device, rounds)
     limit = timed.get(workload.limit)
     floor_s = limit[0] if limit else floor(workload.moved, workload.device)
+    notes = {provider: workload.notes.get(provider, "") for provider in timed}
+    notes |= {workload.limit: "limit"} if limit else {}
+    timed |= dict.fromkeys(workload.failed, (None, None, None))
     return [
         {
             "bench": workload.bench,
@@ -111,7 +105,7 @@ def rows(workload, threads, rounds=ROUNDS):
             "p75_s": high,
             "rounds": rounds,
             "floor_s": floor_s,
-            "note": "limit" if provider == workload.limit else workload.notes.get(provider, ""),
+            "note": (notes | workload.failed)[provider],
         }
         for provider, (median, low, high) in timed.items()
     ]
@@ -123,17 +117,13 @@ def machine():
     model = re.search(r"model name\s*: (.*)", cpu)
     flags = re.search(r"flags\s*: (.*)", cpu)
     found = set(flags[1].split()) if flags else set()
-    gpu = torch.cuda.is_available()
     return {
         "cpu": model[1] if model else platform.processor(),
         "cores": os.cpu_count(),
         "isa": [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in found],
-        "gpu": torch.cuda.get_device_name() if gpu else None,
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-        if gpu
-        else None,
+        **(cuda.description() if torch.cuda.is_available() else {"gpu": None}),
         **{name: _version(name) for name in ("torch", "triton", "mujoco")},
-        "commit": _output("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
+        "commit": _commit(),
         "load": round(os.getloadavg()[0], 2),
     }
 
@@ -145,5 +135,10 @@ def _version(name):
         return None
 
 
-def _output(*command):
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+def _commit():
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    except FileNotFoundError:
+        # a copy of the files alone, where there is no git
+        return None

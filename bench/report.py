@@ -14,10 +14,11 @@ def table(rows):
 
     def is_peer(row):
         # the reference is plain PyTorch
-        ours = row["provider"].startswith("fastrssm-") and row["provider"] != "fastrssm-reference"
-        return row["note"] != "limit" and not ours
+        provider = row["provider"].removeprefix("fastrssm-reference")
+        return row["note"] != "limit" and not provider.startswith("fastrssm-")
 
-    peers = [row["median_s"] for row in rows if is_peer(row)]
+    timed = [row for row in rows if row["median_s"] is not None]
+    peers = [row["median_s"] for row in timed if is_peer(row)]
     best = min(peers) if peers else None
     threads = f"{first['threads']} thread" + ("s" if first["threads"] > 1 else "")
     kind = ", ".join(first[key] for key in ("mode", "dtype", "device"))
@@ -29,7 +30,7 @@ def table(rows):
     head = "| provider | median us | quartiles us | times the floor | best peer / this |"
     yield head + (" note |" if noted else "")
     yield "|---|---:|---:|---:|---:|" + ("---|" if noted else "")
-    for row in sorted(rows, key=lambda row: -row["median_s"]):
+    for row in sorted(timed, key=lambda row: -row["median_s"]):
         median, low, high = (row[key] * 1e6 for key in ("median_s", "p25_s", "p75_s"))
         above = row["median_s"] / row["floor_s"]
         ratio = f"{best / row['median_s']:.2f}" if best else ""
@@ -37,6 +38,23 @@ def table(rows):
             f"| {row['provider']} | {median:.1f} | {low:.1f} to {high:.1f} "
             f"| {above:.2f} | {ratio} |" + (f" {row['note']} |" if noted else "")
         )
+    for row in rows:
+        if row["median_s"] is None:
+            yield f"| {row['provider']} | | | | | {row['note']} |"
+    yield ""
+
+
+def pieces(result):
+    """What became of the pieces of `make gpu`, and of its tests."""
+    counted = {name: n for name, n in result["tests"].items() if name != "failures"}
+    if counted:
+        yield "Tests: " + ", ".join(f"{n} {name}" for name, n in counted.items()) + ".\n"
+    for failure in result["tests"].get("failures", []):
+        yield f"- {failure['test']}: {failure['message']}"
+    yield "\n| piece | ended | seconds | |\n|---|---|---:|---|"
+    for row in result["pieces"]:
+        note = row.get("note", "").replace("\n", " ").replace("|", "/")
+        yield f"| {row['piece']} | {row['status']} | {row['seconds']} | {note} |"
     yield ""
 
 
@@ -44,6 +62,8 @@ def section(name, result):
     described = result["machine"]
     yield f"## {name}\n"
     yield ", ".join(f"{key} {value}" for key, value in described.items() if value) + "\n"
+    if "pieces" in result:
+        yield from pieces(result)
     same = ("bench", "workload", "mode", "dtype", "device", "threads")
     for _, rows in groupby(result["rows"], key=lambda row: [row[key] for key in same]):
         yield from table(list(rows))

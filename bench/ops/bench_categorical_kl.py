@@ -31,8 +31,8 @@ def distributions(post, prior, unimix):
     return kl_divergence(q, p).sum(-1)
 
 
-def workload(case, mode):
-    inputs, u = case.inputs(), case.unimix
+def workload(case, mode, device="cpu"):
+    inputs, u = case.inputs(device=device), case.unimix
     # read two; for the gradient read two again and write two
     moved = 4 * inputs[0].numel() * (2 if mode == "fwd" else 6)
     peers = {
@@ -40,7 +40,7 @@ def workload(case, mode):
         "distributions-unvalidated": lambda q, p: distributions(q, p, u),
     }
     found = providers(categorical_kl, peers, mode, inputs, unimix=u)
-    return Workload("KL", f"categorical {case.name}", mode, "float32", "cpu", moved, found)
+    return Workload("KL", f"categorical {case.name}", mode, "float32", device, moved, found)
 
 
 def workloads(threads):

@@ -12,10 +12,9 @@ from torch.distributions import Normal, kl_divergence
 
 import fastrssm
 from bench.harness import Workload
+from bench.ops.calls import MODES, call_of, with_graphs
 from fastrssm.ops import gaussian_kl
 from tests.op_cases import GAUSSIAN_KL_BENCH
-
-MODES = ("fwd", "fwdbwd")
 
 
 def closed_form(post_mean, post_std, prior_mean, prior_std):
@@ -43,28 +42,20 @@ def functions(device):
     }
 
 
-def call_of(function, mode, inputs):
-    if mode == "fwd":
-        fixed = [x.detach() for x in inputs]
-        return lambda: function(*fixed)
-    weight = torch.ones(inputs[0].shape[:-1], device=inputs[0].device)
-    return lambda: torch.autograd.grad(function(*inputs), inputs, weight)
-
-
 def workload(case, mode, device="cpu"):
     inputs = case.inputs(device=device)
     elements = inputs[0].numel()
     # read four; for the gradient read four again and write four
     moved = 4 * elements * (4 if mode == "fwd" else 12)
     providers = {name: call_of(f, mode, inputs) for name, f in functions(device).items()}
+    providers = with_graphs(providers, device)
     return Workload("KL", f"gaussian {case.name}", mode, "float32", device, moved, providers)
 
 
 def workloads(threads):
-    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        for case in GAUSSIAN_KL_BENCH:
-            for mode in MODES:
-                yield workload(case, mode, device)
+    for case in GAUSSIAN_KL_BENCH:
+        for mode in MODES:
+            yield workload(case, mode)
 
 
 @pytest.mark.parametrize("provider", functions("cpu"))

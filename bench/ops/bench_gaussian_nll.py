@@ -32,8 +32,8 @@ def distributions(target, mean, std, weight):
     return (nll * std.detach() if weight else nll).sum(-1)
 
 
-def workload(case, mode):
-    inputs, options = case.inputs(), case.options()
+def workload(case, mode, device="cpu"):
+    inputs, options = case.inputs(device=device), case.options(device)
     weight = options["weight_by_std"]
     read, written = (3, 2) if case.has_std else (2, 1)
     moved = 4 * inputs[0].numel() * (read if mode == "fwd" else 2 * read + written)
@@ -42,7 +42,7 @@ def workload(case, mode):
         "distributions-unvalidated": lambda t, m, s: distributions(t, m, s, weight),
     }
     found = providers(gaussian_nll, peers, mode, inputs, **options)
-    return Workload("NLL", f"gaussian nll {case.name}", mode, "float32", "cpu", moved, found)
+    return Workload("NLL", f"gaussian nll {case.name}", mode, "float32", device, moved, found)
 
 
 def workloads(threads):

@@ -19,8 +19,8 @@ def loop(rewards, next_values, discount, lambda_):
     return torch.stack(returns[::-1])
 
 
-def workload(case, mode):
-    inputs, lambda_ = case.inputs(), case.lambda_
+def workload(case, mode, device="cpu"):
+    inputs, lambda_ = case.inputs(device=device), case.lambda_
     tensors = sum(map(is_tensor, inputs))
     # read all, write one; for the gradient read that, its own and all but the rewards, write all
     units = tensors + 1 if mode == "fwd" else 3 * tensors + 2
@@ -28,7 +28,7 @@ def workload(case, mode):
     peers = {"eager": lambda r, v, d: loop(r, v, d, lambda_)}
     found = providers(lambda_return, peers, mode, inputs, lambda_=lambda_)
     name = f"lambda return {case.name}"
-    return Workload("returns", name, mode, "float32", "cpu", moved, found)
+    return Workload("returns", name, mode, "float32", device, moved, found)
 
 
 def workloads(threads):

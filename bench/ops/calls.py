@@ -5,6 +5,7 @@ from functools import partial
 import torch
 
 import fastrssm
+from bench.cuda import captured
 
 MODES = ("fwd", "fwdbwd")
 
@@ -23,15 +24,23 @@ def call_of(function, mode, inputs):
     return lambda: torch.autograd.grad(function(*inputs), asked, weight)
 
 
+def with_graphs(calls, device):
+    """Beside what is compiled and what is ours, on a GPU, the same in CUDA graphs."""
+    ends = ("compiled", "-cuda", "-triton")
+    names = [name for name in calls if device == "cuda" and name.endswith(ends)]
+    return calls | {f"{name}-graph": captured(calls[name]) for name in names}
+
+
 def providers(op, peers, mode, inputs, **options):
-    """Every peer, eager and compiled, and the op on every backend that a CPU has."""
-    able = fastrssm.backends()[op.__name__]
+    """Every peer, eager and compiled, and the op on every backend that their device has."""
+    able, device = fastrssm.backends()[op.__name__], inputs[0].device.type
     torch.compiler.reset()
     functions = {}
     for name, peer in peers.items():
         functions[name] = peer
         functions[f"{name}-compiled"] = torch.compile(peer, dynamic=False)
-    for backend in ("cpu", "reference"):
+    for backend in ("cpu", "reference") if device == "cpu" else ("cuda", "triton", "reference"):
         if able[backend] is None:
             functions[f"fastrssm-{backend}"] = partial(op, backend=backend, **options)
-    return {name: call_of(function, mode, inputs) for name, function in functions.items()}
+    found = {name: call_of(function, mode, inputs) for name, function in functions.items()}
+    return with_graphs(found, device)

@@ -19,7 +19,9 @@ def _at(x, t):
 
 
 def _compiled(function, wanted):
-    return torch.compile(function, dynamic=False) if wanted else function
+    """Compile where `wanted` is True or the name of a mode."""
+    mode = wanted if isinstance(wanted, str) else None
+    return torch.compile(function, dynamic=False, mode=mode) if wanted else function
 
 
 def _start(state, compiled):

@@ -7,6 +7,7 @@ policy alone where there is one: its world model is frozen.
 
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -46,21 +47,27 @@ class Nets(NamedTuple):
 class Problem:
     """Modules and inputs of a case."""
 
-    def __init__(self, case):
-        generator = torch.Generator().manual_seed(0)
+    def __init__(self, case, device="cpu"):
+        generator = torch.Generator(device).manual_seed(0)
         torch.manual_seed(0)
+
+        def normal(*shape):
+            return torch.randn(*shape, generator=generator, device=device)
+
         config, lead = case.config, (case.length, case.batch)
         draw = torch.rand if config.latent == "categorical" else torch.randn
+        draw = partial(draw, generator=generator, device=device)
         self.case = case
-        self.rssm = RSSM(config, max(case.embed, 1), ACTION)
-        self.policy = TanhGaussianPolicy(config.feature_size, ACTION) if case.policy else None
-        self.embed = torch.randn(*lead, case.embed, generator=generator) if case.embed else None
-        action = torch.randn(*lead, ACTION, generator=generator)
+        self.rssm = RSSM(config, max(case.embed, 1), ACTION).to(device)
+        policy = TanhGaussianPolicy(config.feature_size, ACTION) if case.policy else None
+        self.policy = None if policy is None else policy.to(device)
+        self.embed = normal(*lead, case.embed) if case.embed else None
+        action = normal(*lead, ACTION)
         self.action, self.action_noise = (None, action) if case.policy else (action.tanh(), None)
-        self.noise = draw(*lead, config.noise_size, generator=generator)
+        self.noise = draw(*lead, config.noise_size)
         self.state = self.rssm.initial(case.batch)
         if not case.embed:
-            deter = torch.randn(case.batch, config.deter, generator=generator).tanh()
+            deter = normal(case.batch, config.deter).tanh()
             self.state = State(deter, self.state.stoch)
         if self.policy is not None:
             self.rssm.requires_grad_(False)
@@ -69,7 +76,7 @@ class Problem:
         sizes = config.deter, config.stoch
         last = lead if case.embed else (*lead, ACTION)
         shapes = *((*lead, size) for size in sizes), last
-        self.upstream = tuple(torch.randn(shape, generator=generator) for shape in shapes)
+        self.upstream = tuple(normal(*shape) for shape in shapes)
 
     def learnt(self):
         """What has a gradient, in the order in which it is returned."""
