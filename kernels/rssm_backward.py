@@ -23,6 +23,8 @@ from fastrssm.kernels.rssm_pointwise import (
     torch_gru_backward,
     vector,
     write,
+    zero_sums,
+    zero_tile,
 )
 
 
@@ -47,11 +49,11 @@ def hidden_backward(
     LEARN: tl.constexpr, BP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """From the pre-activations of a layer to those of the one before it."""
-    total = tl.zeros([ok.shape[0]], tl.float32)
-    dot = tl.zeros([ok.shape[0]], tl.float32)
+    total = zero_sums(ok)
+    dot = zero_sums(ok)
     for g in range(BLOCKS):
         for n in range(0, W.N, W.BN):
-            acc = tl.zeros([ok.shape[0], W.BN], tl.float32)
+            acc = zero_tile(ok, W)
             acc = product(acc, dy + g * W.K, ok, weights + g * W.block, W, n, PRECISION, UPCAST)
             column = n + tl.arange(0, W.BN)
             mask = ok[:, None] & (column < W.N)[None, :]
@@ -155,10 +157,10 @@ def cell_backward(
     RESET: tl.constexpr = L.D if L.cell == 1 else 0
     CANDIDATE: tl.constexpr = 2 * L.D if L.cell == 1 else L.D
     UPDATE: tl.constexpr = 0 if L.cell == 1 else 2 * L.D
-    total = tl.zeros([ok.shape[0]], tl.float32)
-    dot = tl.zeros([ok.shape[0]], tl.float32)
+    total = zero_sums(ok)
+    dot = zero_sums(ok)
     for n in range(0, L.D, W.BN):
-        g = tl.zeros([ok.shape[0], W.BN], tl.float32)
+        g = zero_tile(ok, W)
         g = product(g, d_head, ok, weights, W, n, PRECISION, UPCAST)
         column = n + tl.arange(0, W.BN)
         real = (column < L.D)[None, :]
@@ -171,9 +173,9 @@ def cell_backward(
             r, z = read(gates, column, mask), read(gates + L.D, column, mask)
             new, hn = read(gates + 2 * L.D, column, mask), read(gates + 3 * L.D, column, mask)
             dr, dz, dxn, dhn, by = torch_gru_backward(g, r, z, new, hn, h)
-            write(d, column, dr, mask)
-            write(d + L.D, column, dz, mask)
-            write(d + 2 * L.D, column, dxn, mask)
+            write(d, column, dxn, mask)
+            write(d + L.D, column, dr, mask)
+            write(d + 2 * L.D, column, dz, mask)
             write(d + 3 * L.D, column, dhn, mask)
         else:
             hat_r, hat_c = read(gates + RESET, column, mask), read(gates + CANDIDATE, column, mask)
@@ -207,10 +209,9 @@ def state_backward(
 ):  # fmt: skip
     """From the gates to the state before the step."""
     for n in range(0, L.D, L.h.BN):
-        acc = tl.zeros([ok.shape[0], L.h.BN], tl.float32)
-        acc = product(acc, d, ok, weights, L.h, n, PRECISION, UPCAST)
-        if L.hn is not None:
-            acc = product(acc, d + 3 * L.D, ok, weights, L.hn, n, PRECISION, UPCAST)
+        acc = zero_tile(ok, L.h)
+        x = d + (L.D if L.cell == 0 else 0)
+        acc = product(acc, x, ok, weights, L.h, n, PRECISION, UPCAST)
         column = n + tl.arange(0, L.h.BN)
         mask = ok[:, None] & (column < L.D)[None, :]
         acc += read(past, column, mask)
@@ -224,7 +225,7 @@ def input_backward(
 ):  # fmt: skip
     """From what reads [stoch | action] to them."""
     for n in range(0, W.N, W.BN):
-        acc = tl.zeros([ok.shape[0], W.BN], tl.float32)
+        acc = zero_tile(ok, W)
         acc = product(acc, d, ok, weights, W, n, PRECISION, UPCAST)
         column = n + tl.arange(0, W.BN)
         stoch = ok[:, None] & (column < L.S)[None, :]
@@ -256,7 +257,7 @@ def feature_backward(
 ):  # fmt: skip
     """From what the policy reads to a part of the state before the step."""
     for n in range(0, W.N, W.BN):
-        acc = tl.zeros([ok.shape[0], W.BN], tl.float32)
+        acc = zero_tile(ok, W)
         acc = product(acc, d, ok, weights, W, n, PRECISION, UPCAST)
         column = n + tl.arange(0, W.BN)
         mask = ok[:, None] & (column < W.N)[None, :]

@@ -23,6 +23,8 @@ from fastrssm.kernels.rssm_pointwise import (
     tanh,
     vector,
     write,
+    zero_sums,
+    zero_tile,
 )
 
 
@@ -73,10 +75,10 @@ def hidden_layer(
     KEEP: tl.constexpr, BP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One layer and its activation: ELU, or SiLU behind a norm; inputs come in up to two parts."""
-    total = tl.zeros([ok.shape[0]], tl.float32)
+    total = zero_sums(ok)
     for g in range(BLOCKS):
         for n in range(0, W.N, W.BN):
-            acc = tl.zeros([ok.shape[0], W.BN], tl.float32)
+            acc = zero_tile(ok, W)
             acc = product(acc, x + g * W.K, ok, weights + g * W.block, W, n, PRECISION, UPCAST)
             if W2 is not None:
                 acc = product(acc, x2, ok, weights, W2, n, PRECISION, UPCAST)
@@ -138,7 +140,7 @@ def mean_and_raw(
     """Columns from n of the two halves of a network's last layer."""
     W: tl.constexpr = NET.later[len(NET.later) - 1]
     BIAS: tl.constexpr = NET.bias[len(NET.later)]
-    zero = tl.zeros([ok.shape[0], W.BN], tl.float32)
+    zero = zero_tile(ok, W)
     mean = product(zero, x, ok, weights, W, n, PRECISION, UPCAST)
     x += W.K if NET.split else 0
     raw = product(zero, x, ok, weights + W.block, W, n, PRECISION, UPCAST)
@@ -198,7 +200,7 @@ def torch_gru(
         column = n + tl.arange(0, L.x.BN)
         real = (column < L.D)[None, :]
         mask = ok[:, None] & real
-        zero = tl.zeros([ok.shape[0], L.x.BN], tl.float32)
+        zero = zero_tile(ok, L.x)
         r, z, xn = product3(zero, zero, zero, x, ok, weights, L.x, n, PRECISION, UPCAST)
         r, z, hn = product3(r, z, zero, h_in, ok, weights, L.h, n, PRECISION, UPCAST)
         in_bias: tl.constexpr = L.vectors[3]
@@ -229,9 +231,9 @@ def ln_gru(
     weights, vectors, L: tl.constexpr, KEEP: tl.constexpr, NARROW: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    total = tl.zeros([ok.shape[0]], tl.float32)
+    total = zero_sums(ok)
     for n in range(0, L.x.N, L.x.BN):
-        acc = tl.zeros([ok.shape[0], L.x.BN], tl.float32)
+        acc = zero_tile(ok, L.x)
         acc = product(acc, x, ok, weights, L.x, n, PRECISION, UPCAST)
         acc = product(acc, h_in, ok, weights, L.h, n, PRECISION, UPCAST)
         column = n + tl.arange(0, L.x.BN)
@@ -310,7 +312,7 @@ def draw_categorical(
 ):  # fmt: skip
     W: tl.constexpr = L.head.later[len(L.head.later) - 1]
     for n in range(0, L.S, W.BN):
-        acc = tl.zeros([ok.shape[0], W.BN], tl.float32)
+        acc = zero_tile(ok, W)
         acc = product(acc, x, ok, weights, W, n, PRECISION, UPCAST)
         column = n + tl.arange(0, W.BN)
         acc += vector(vectors, L.head.bias[len(L.head.later)], column, L.S)

@@ -30,11 +30,12 @@ class Matrix(NamedTuple):
 
 
 class Array(NamedTuple):
-    """A matrix [rows, ld] that begins `at * rows` elements behind the start of its buffer."""
+    """Columns of a matrix [rows, ld] that begins `at * rows` elements behind a buffer's start."""
 
     at: int
     width: int
     ld: int
+    column: int
 
 
 class Source(NamedTuple):
@@ -86,14 +87,16 @@ class Layout(NamedTuple):
     pre: Matrix | None
     x: Matrix  # of the cell's input
     h: Matrix  # of its state
-    hn: Matrix | None  # backward, torch_gru: of its state's last gate
     head: Net
     policy: Net | None
     vectors: tuple[int, ...]  # pre: bias, scale, shift; gates: the same; bias of the state's gates
-    cell_in: Array  # operands: [stoch | action], of which the stoch part is reset
-    deter_in: Array  # deter before a step, reset
-    deter_out: Array  # deter after it; float32: the result itself
+    # operands: [pre_y | deter_in | stoch | action], the state being reset, so that the inputs of
+    # the layer before the cell, of the cell and of the policy lie beside each other
+    feature: Array
     pre_y: Array
+    deter_in: Array
+    cell_in: Array  # [stoch | action]
+    deter_out: Array  # deter after a step; float32: the result itself
     pre_hat: Array
     pre_rstd: Array
     gates: Array  # torch_gru: r, z, n, hn; else the normalised pre-activations
@@ -102,7 +105,7 @@ class Layout(NamedTuple):
     action_raw: Array
     d_pre: Array
     d_pre_affine: Array
-    d_gates: Array  # torch_gru: r, z, xn, hn; else in the cell's order
+    d_gates: Array  # torch_gru: xn, r, z, hn; else in the cell's order
     d_gates_affine: Array
     operands: int  # numbers a row of the kept operands
     reals: int  # and of what is kept in float32
@@ -171,7 +174,7 @@ class _Rows:
         self.used = 0
 
     def take(self, width: int) -> Array:
-        array = Array(self.used, width, aligned(width))
+        array = Array(self.used, width, aligned(width), 0)
         self.used += array.ld
         return array
 
@@ -233,14 +236,16 @@ def make_layout(
 
     rows = tuple(g * D for g in range(3))
     pre = pack.matrix(0, (0,), reads, 0, S + A) if pre_width else None
-    hn = None
     if torch_gru and forward:
         x = pack.matrix(cell_layer, rows, D, 0, reads, beside=True)
         h = pack.matrix(cell_layer + 1, rows, D, 0, D, beside=True)
     elif torch_gru:
         x = pack.matrix(cell_layer, (0,), 3 * D, 0, reads)
-        h = pack.matrix(cell_layer + 1, (0,), 2 * D, 0, D)
-        hn = pack.matrix(cell_layer + 1, (2 * D,), D, 0, D)
+        # in the order xn, r, z the gates lie beside r, z, hn, which the state needs
+        whole = pack.sources.pop()
+        pack.sources.append(whole._replace(row=2 * D, rows=D))
+        pack.sources.append(whole._replace(rows=2 * D, at=whole.at + D * whole.ld))
+        h = pack.matrix(cell_layer + 1, (0,), 3 * D, 0, D)
     else:
         x = pack.matrix(cell_layer, (0,), 3 * D, 0, reads)
         h = pack.matrix(cell_layer, (0,), 3 * D, reads, D)
@@ -252,13 +257,17 @@ def make_layout(
     vectors = [pack.vector(0, part, reads) if pre_width else -1 for part in (1, 2, 3)]
     vectors += [pack.vector(cell_layer, part, 3 * D) for part in (1, 2, 3)]
     vectors += [pack.vector(cell_layer + 1, 1, 3 * D) if torch_gru else -1]
-    none = Array(0, 0, 0)
+    none = Array(0, 0, 0, 0)
     widest = 3 * D if not torch_gru else D
+    feature = operands.take(pre_width + D + S + A)
+    pre_y, deter_in, cell_in = (
+        feature._replace(width=width, column=column)
+        for width, column in ((pre_width, 0), (D, pre_width), (S + A, pre_width + D))
+    )
     layout = Layout(
         D, S, A, reads, groups, cell, categorical, bool(detach), 1e-3 if cell == 2 else 1e-5,
-        pre, x, h, hn, head, policy, tuple(vectors),
-        operands.take(S + A), operands.take(D), operands.take(D) if narrow else none,
-        operands.take(reads) if pre_width else none,
+        pre, x, h, head, policy, tuple(vectors),
+        feature, pre_y, deter_in, cell_in, operands.take(D) if narrow else none,
         operands.take(reads) if pre_width else none,
         reals.take(1) if pre_width else none,
         operands.take(4 * D if torch_gru else 3 * D),

@@ -99,7 +99,7 @@ def class_probs(logits, real):
 @triton.jit
 def row_of(base, ARRAY: tl.constexpr, rows, row):
     """Where the rows of an array of a buffer begin; rows: of the whole buffer."""
-    return base + rows * ARRAY.at + row * ARRAY.ld
+    return base + rows * ARRAY.at + row * ARRAY.ld + ARRAY.column
 
 
 @triton.jit
@@ -116,8 +116,10 @@ def write(row, column, value, mask):
 def vector(vectors, AT: tl.constexpr, column, N):
     """Some numbers of a bias, scale or shift, as a row; an absent bias is 0."""
     if AT < 0:
-        return tl.zeros_like(column).to(tl.float32)[None, :]
-    return tl.load(vectors + AT + column, mask=column < N, other=0.0)[None, :]
+        x = tl.zeros_like(column).to(tl.float32)
+    else:
+        x = tl.load(vectors + AT + column, mask=column < N, other=0.0)
+    return x[None, :]
 
 
 @triton.jit
@@ -131,9 +133,21 @@ def before(first, later, row, b, t, B, W: tl.constexpr, column, mask):
 @triton.jit
 def kept_rows(is_first, row, ok, t, T):
     """Rows in which no episode begins at step t; beyond the end none does."""
-    if is_first is None:
-        return ok
-    return ok & (tl.load(is_first + row, mask=ok & (t < T), other=0) == 0)
+    if is_first is not None:
+        ok = ok & (tl.load(is_first + row, mask=ok & (t < T), other=0) == 0)
+    return ok
+
+
+@triton.jit
+def zero_tile(ok, M: tl.constexpr):
+    ROWS: tl.constexpr = ok.shape[0]
+    BN: tl.constexpr = M.BN
+    return tl.zeros([ROWS, BN], tl.float32)
+
+
+@triton.jit
+def zero_sums(ok):
+    return tl.zeros_like(ok).to(tl.float32)
 
 
 @triton.jit

@@ -44,8 +44,8 @@ def choose_tiles(precision: str, B: int) -> Tiles:
     if precision == "split3":
         return Tiles(16, 64, 32, 4, 3) if B <= 2112 else Tiles(32, 64, 32, 8, 2)
     if B <= 2112:
-        return Tiles(16, 128, 64, 8, 3)
-    return Tiles(32, 128, 64, 8, 3) if B <= 4224 else Tiles(64, 64, 64, 8, 3)
+        return Tiles(16, 64, 128, 8, 3)
+    return Tiles(32, 64, 64, 8, 3) if B <= 4224 else Tiles(64, 64, 32, 8, 3)
 
 
 def make_scan(structure: Sequence[int], precision: str, B: int, *, forward: bool) -> Scan:

@@ -161,7 +161,8 @@ class _Sums:
 
     def rows(self, buffer: Tensor, array: "Array") -> Tensor:
         """Return an array of a buffer, [T * B, width]."""
-        return buffer.as_strided((self.count, array.width), (array.ld, 1), array.at * self.count)
+        at = array.at * self.count + array.column
+        return buffer.as_strided((self.count, array.width), (array.ld, 1), at)
 
     def outer(self, to: Tensor | None, d: Tensor, x: Tensor) -> None:
         """Fill [out, in] with sums of products of d [T * B, out] and x [T * B, in]."""
@@ -204,22 +205,20 @@ def _weight_gradients(
     d = sums.rows(sums.gradients, L.d_gates)
     cell = layers[place]
     if L.cell == 0:
-        state = layers[place + 1]
-        sums.outer(cell[0], d[:, : 3 * D], x)
-        sums.vectors(cell, d[:, : 3 * D], None, None)
-        for i, part in enumerate((d[:, : 2 * D], d[:, 3 * D :])):
-            weight, bias, _, _ = (
-                None if y is None else y[2 * D :] if i else y[: 2 * D] for y in state
-            )
-            sums.outer(weight, part, deter_in)
+        # gates lie in the order xn, r, z, hn
+        for part, rows in ((d[:, D : 3 * D], slice(2 * D)), (d[:, :D], slice(2 * D, None))):
+            weight, bias, _, _ = (None if y is None else y[rows] for y in cell)
+            sums.outer(weight, part, x)
             sums.vectors([None, bias, None, None], part, None, None)
-        place += 2
+        place += 1
+        sums.outer(layers[place][0], d[:, D:], deter_in)
+        sums.vectors(layers[place], d[:, D:], None, None)
     else:
         weight = cell[0]
         sums.outer(None if weight is None else weight[:, : L.IN], d, x)
         sums.outer(None if weight is None else weight[:, L.IN :], d, deter_in)
         sums.vectors(cell, d, L.d_gates_affine, L.gates)
-        place += 1
+    place += 1
     narrow = scan.dtype != torch.float32
     x = sums.rows(sums.operands, L.deter_out) if narrow else deter.flatten(0, 1)
     sums.outer(layers[place][0], sums.rows(sums.gradients, L.head.d[0]), x)
@@ -227,9 +226,9 @@ def _weight_gradients(
     if L.policy is None:
         return
     place += len(L.head.d)
-    weight, d = layers[place][0], sums.rows(sums.gradients, L.policy.d[0])
-    sums.outer(None if weight is None else weight[:, :D], d, deter_in)
-    sums.outer(None if weight is None else weight[:, D:], d, cell_in[:, : L.S])
+    whole = L.deter_in._replace(width=D + L.S)
+    d = sums.rows(sums.gradients, L.policy.d[0])
+    sums.outer(layers[place][0], d, sums.rows(sums.operands, whole))
     _network_gradients(sums, L.policy, layers[place:])
 
 
