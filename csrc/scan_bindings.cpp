@@ -9,6 +9,7 @@
 
 #include "cpu/buffer.h"
 #include "cpu/rssm_scan.h"
+#include "cpu/rssm_step.h"
 
 namespace py = pybind11;
 
@@ -125,6 +126,44 @@ void backward(int threads, const std::string& dtype, const std::string& precisio
   });
 }
 
+void define_rssm_step(py::module_& m) {
+  using fastrssm::cpu::RssmStep;
+  py::class_<RssmStep>(m, "RssmStep", "One step of rssm_observe of float32 rows, for acting.")
+      .def(py::init([](const std::string& precision, const Sizes& layout,
+                       const std::vector<double>& constants, const Addresses& weights,
+                       std::uintptr_t packed, std::uintptr_t embed_weight, std::int64_t embed_ld,
+                       std::int64_t embed_size, std::uintptr_t embed_bias) {
+             const auto number = fastrssm::cpu::precision_named(precision);
+             return std::make_unique<RssmStep>(
+                 fastrssm::cpu::choose_gemm<float>(number), checked(layout),
+                 constants_of(constants), layers<const float>(weights),
+                 reinterpret_cast<const char*>(packed),
+                 fastrssm::cpu::Projection{reinterpret_cast<const float*>(embed_weight), embed_ld,
+                                           embed_size, reinterpret_cast<const float*>(embed_bias)});
+           }),
+           py::arg("precision"), py::arg("layout"), py::arg("constants"), py::arg("weights"),
+           py::arg("packed"), py::arg("embed_weight"), py::arg("embed_ld"), py::arg("embed_size"),
+           py::arg("embed_bias"))
+      .def(
+          "run",
+          [](const RssmStep& step, int threads, std::int64_t B, std::uintptr_t embed,
+             std::uintptr_t action, std::uintptr_t noise, std::uintptr_t is_first,
+             std::uintptr_t deter, std::uintptr_t stoch, std::uintptr_t next_deter,
+             std::uintptr_t next_stoch) {
+            const auto from = [](std::uintptr_t address) {
+              return reinterpret_cast<const float*>(address);
+            };
+            const py::gil_scoped_release release;
+            step.run({from(embed), from(action), from(noise),
+                      reinterpret_cast<const bool*>(is_first), from(deter), from(stoch)},
+                     B, reinterpret_cast<float*>(next_deter), reinterpret_cast<float*>(next_stoch),
+                     threads);
+          },
+          py::arg("threads"), py::arg("B"), py::arg("embed"), py::arg("action"), py::arg("noise"),
+          py::arg("is_first"), py::arg("deter"), py::arg("stoch"), py::arg("next_deter"),
+          py::arg("next_stoch"));
+}
+
 }  // namespace
 
 void define_rssm_scan(py::module_& m) {
@@ -158,4 +197,5 @@ void define_rssm_scan(py::module_& m) {
         py::arg("layout"), py::arg("constants"), py::arg("inputs"), py::arg("weights"),
         py::arg("packed_transposed"), py::arg("outputs"), py::arg("output_grads"),
         py::arg("input_grads"), py::arg("weight_grads"));
+  define_rssm_step(m);
 }

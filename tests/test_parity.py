@@ -21,7 +21,7 @@ PER_BACKEND = {
 # behind their cards the four scans are one op: its files by backend, its benchmark and its parts
 SCANS = {op for op in OPS if op.startswith("rssm_")}
 SCAN_FILES = {"cpu": "csrc/cpu/rssm_scan.h", "triton": "kernels/rssm_scan.py"}
-SCAN_CARDS = {"rssm_scan", "rssm_plan", "rssm_cpu", "rssm_triton"}
+SCAN_CARDS = {"rssm_scan", "rssm_plan", "rssm_cpu", "rssm_step", "rssm_triton"}
 # what kernels are made of
 PARTS = {
     "csrc/cpu": {"buffer", "gemm", "rssm_forward", "rssm_backward", "rssm_plan"},

@@ -77,6 +77,11 @@ def _refusal(op: str, backend: Backend, device: str, dtype: torch.dtype) -> str 
 _refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def preferred() -> Backend | None:
+    """Return what `use_backend` or FASTRSSM_BACKEND asks for; None: neither does."""
+    return getattr(_CHOSEN, "backend", None) or _ENVIRONMENT
+
+
 def resolve(
     op: str, x: Tensor, requested: Backend | None, refused: Mapping[Backend, str] = _NOTHING
 ) -> Backend:
@@ -85,7 +90,7 @@ def resolve(
     `refused` says which backends cannot run this very call, and why.
     """
     device, dtype = x.device.type, x.dtype
-    wanted = _checked(requested, "backend") or getattr(_CHOSEN, "backend", None) or _ENVIRONMENT
+    wanted = _checked(requested, "backend") or preferred()
     if wanted is not None:
         if reason := _refusal(op, wanted, device, dtype) or refused.get(wanted):
             raise RuntimeError(f"{op}: backend {wanted!r} is not available: {reason}")

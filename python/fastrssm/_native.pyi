@@ -4,12 +4,20 @@ Compiled kernels. They trust their arguments; the ops in fastrssm.ops check them
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['Memory', 'categorical_kl_backward', 'categorical_kl_forward', 'cuda_status', 'gaussian_kl_backward', 'gaussian_kl_backward_cuda', 'gaussian_kl_forward', 'gaussian_kl_forward_cuda', 'gaussian_nll_backward', 'gaussian_nll_forward', 'gemm_add_outer_products', 'gemm_bytes', 'gemm_isa', 'gemm_isas', 'gemm_multiply', 'gemm_pack_weights', 'lambda_return_backward', 'lambda_return_forward', 'mlp_backward', 'mlp_forward', 'mlp_saved_numel', 'rssm_scan_backward', 'rssm_scan_forward', 'rssm_scan_pack', 'rssm_scan_packed_bytes', 'rssm_scan_saved_numel']
+__all__: list[str] = ['Memory', 'RssmStep', 'categorical_kl_backward', 'categorical_kl_forward', 'cuda_status', 'gaussian_kl_backward', 'gaussian_kl_backward_cuda', 'gaussian_kl_forward', 'gaussian_kl_forward_cuda', 'gaussian_nll_backward', 'gaussian_nll_forward', 'gemm_add_outer_products', 'gemm_bytes', 'gemm_isa', 'gemm_isas', 'gemm_multiply', 'gemm_pack_weights', 'lambda_return_backward', 'lambda_return_forward', 'mlp_backward', 'mlp_forward', 'mlp_saved_numel', 'rssm_scan_backward', 'rssm_scan_forward', 'rssm_scan_pack', 'rssm_scan_packed_bytes', 'rssm_scan_saved_numel']
 class Memory:
     """
     Memory that goes back to a small pool when the last view of it is gone.
     """
     def __init__(self, bytes: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+class RssmStep:
+    """
+    One step of rssm_observe of float32 rows, for acting.
+    """
+    def __init__(self, precision: str, layout: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], constants: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], weights: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], packed: typing.SupportsInt | typing.SupportsIndex, embed_weight: typing.SupportsInt | typing.SupportsIndex, embed_ld: typing.SupportsInt | typing.SupportsIndex, embed_size: typing.SupportsInt | typing.SupportsIndex, embed_bias: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def run(self, threads: typing.SupportsInt | typing.SupportsIndex, B: typing.SupportsInt | typing.SupportsIndex, embed: typing.SupportsInt | typing.SupportsIndex, action: typing.SupportsInt | typing.SupportsIndex, noise: typing.SupportsInt | typing.SupportsIndex, is_first: typing.SupportsInt | typing.SupportsIndex, deter: typing.SupportsInt | typing.SupportsIndex, stoch: typing.SupportsInt | typing.SupportsIndex, next_deter: typing.SupportsInt | typing.SupportsIndex, next_stoch: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
 def categorical_kl_backward(threads: typing.SupportsInt | typing.SupportsIndex, dtype: str, N: typing.SupportsInt | typing.SupportsIndex, S: typing.SupportsInt | typing.SupportsIndex, grad: typing.SupportsInt | typing.SupportsIndex, kl: typing.SupportsInt | typing.SupportsIndex, post_unit: typing.SupportsInt | typing.SupportsIndex, prior_unit: typing.SupportsInt | typing.SupportsIndex, post_grad: typing.SupportsInt | typing.SupportsIndex, prior_grad: typing.SupportsInt | typing.SupportsIndex, post_scale: typing.SupportsFloat | typing.SupportsIndex, prior_scale: typing.SupportsFloat | typing.SupportsIndex, free_nats: typing.SupportsFloat | typing.SupportsIndex) -> None:
     ...

@@ -13,6 +13,7 @@ from fastrssm.models.config import AIME_RSSMO as AIME_RSSMO
 from fastrssm.models.config import AIME_V2_DISCRETE as AIME_V2_DISCRETE
 from fastrssm.models.config import AIME_V2_RSSMO as AIME_V2_RSSMO
 from fastrssm.models.config import RSSMConfig as RSSMConfig
+from fastrssm.models.kept import Kept
 from fastrssm.models.nets import MLP, Merged, paired_layers, project, split_input, together
 from fastrssm.models.policy import TanhGaussianPolicy
 from fastrssm.ops import (
@@ -22,6 +23,7 @@ from fastrssm.ops import (
     RSSMWeights,
     Trajectory,
 )
+from fastrssm.ops.rssm_step import Step, prepare_step
 
 
 class State(NamedTuple):
@@ -59,6 +61,7 @@ class RSSM(nn.Module):
         in_size = S + action_size
         self._prior: Merged[RSSMWeights] = Merged()
         self._posterior: Merged[tuple[RSSMWeights, Layer]] = Merged()
+        self._step: Kept[Step] = Kept()
         if config.input_layer:
             self.pre_memory = MLP(
                 in_size, None, width=width, depth=1, norm="layer", activation="swish"
@@ -79,7 +82,7 @@ class RSSM(nn.Module):
 
     def initial(self, batch_size: int) -> State:
         """Return the zero state [B, D], [B, S] in which every sequence starts."""
-        like = next(self.parameters())
+        like = self._like()
         return State(
             like.new_zeros(batch_size, self.config.deter),
             like.new_zeros(batch_size, self.config.stoch),
@@ -87,7 +90,7 @@ class RSSM(nn.Module):
 
     def draw_noise(self, *lead: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw the noise [*lead, S] (normal) or [*lead, G] (uniform) that a scan needs."""
-        like = next(self.parameters())
+        like = self._like()
         sample = torch.randn if self.config.latent == "gaussian" else torch.rand
         return sample(
             *lead, self.config.noise_size, generator=generator, device=like.device, dtype=like.dtype
@@ -260,7 +263,18 @@ class RSSM(nn.Module):
         noise: Tensor | None = None,
         is_first: Tensor | None = None,
     ) -> State:
-        """Filter one step: embed [B, E], action [B, A], noise [B, S] or [B, G], is_first [B]."""
+        """Filter one step: embed [B, E], action [B, A], noise [B, S] or [B, G], is_first [B].
+
+        Without gradient, in float32 on the CPU, it costs hardly more than reading the weights.
+        """
+        if noise is None and embed.ndim == 2:
+            noise = self.draw_noise(len(embed))
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            prepared = self._step.get(self, self._step_parts, self._prepare_step)
+            if prepared is not None:
+                found = prepared(embed, action, noise, is_first, *state)
+                if found is not None:
+                    return State(*found)
         trajectory = self.observe(
             embed.unsqueeze(0),
             action.unsqueeze(0),
@@ -270,11 +284,25 @@ class RSSM(nn.Module):
         )
         return State(trajectory.deter[0], trajectory.stoch[0])
 
+    def _like(self) -> Tensor:
+        """Return a parameter, for dtype and device."""
+        cell = self.memory_cell
+        return cell.weight_hh if isinstance(cell, nn.GRUCell) else cell.input_layer.weight
+
     def _prior_weights(self) -> RSSMWeights:
         return self._prior.get(self._parts("prior"), lambda: self._weights(self._head("prior")))
 
+    def _step_parts(self) -> list[nn.Module]:
+        return self._parts("posterior")
+
+    def _prepare_step(self) -> Step | None:
+        return prepare_step(*self._posterior_weights(), **self._options())
+
     def _posterior_weights(self) -> tuple[RSSMWeights, Layer]:
         """Return the weights, and what projects the embedding."""
+        if torch.is_grad_enabled():
+            # a training step may change parameters in a way that does not show
+            self._step.forget()
 
         def make() -> tuple[RSSMWeights, Layer]:
             layers, outside = split_input(self._head("posterior"), self.config.deter)
@@ -332,7 +360,7 @@ class RSSM(nn.Module):
         self, T: int, B: int, noise: Tensor | None, generator: torch.Generator | None
     ) -> Tensor:
         if noise is None:
-            like = next(self.parameters())
+            like = self._like()
             return torch.randn(
                 T, B, self.action_size, generator=generator, device=like.device, dtype=like.dtype
             )
