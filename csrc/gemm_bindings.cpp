@@ -78,6 +78,12 @@ void run_mlp_backward(int threads, const std::string& dtype, const std::string& 
   });
 }
 
+template <typename T>
+OuterProducts<T> one_product(const T* dy, Size ldy, Size N, const T* x, Size ldx, Size K, T* dw,
+                             Size ldw) {
+  return {{{dy, ldy, N}}, {{x, ldx, K}}, {{dw, ldw}}};
+}
+
 std::vector<std::string> isas() {
   std::vector<std::string> names;
   for (const char* name : kIsaNames) {
@@ -97,9 +103,12 @@ void define_gemm(py::module_& m) {
       "gemm_bytes",
       [](const std::string& dtype, const std::string& precision, const std::string& isa, Size M,
          Size N, Size K, int threads) {
-        return with_gemm(dtype, precision, isa, [&](const auto& gemm, auto) {
-          return std::tuple(weight_bytes(gemm, N, K), row_bytes(gemm, M, K),
-                            outer_product_bytes(gemm, N, K, threads));
+        return with_gemm(dtype, precision, isa, [&](const auto& gemm, auto zero) {
+          using T = decltype(zero);
+          return std::tuple(
+              weight_bytes(gemm, N, K), row_bytes(gemm, M, K),
+              outer_product_bytes(gemm, one_product<T>(nullptr, N, N, nullptr, K, K, nullptr, K),
+                                  threads));
         });
       },
       "Memory of packed weights [N, K], packed rows [M, K] and add_outer_products.",
@@ -142,8 +151,9 @@ void define_gemm(py::module_& m) {
          Address workspace, int threads) {
         with_gemm(dtype, precision, isa, [&](const auto& gemm, auto zero) {
           using T = decltype(zero);
-          add_outer_products(gemm, at<const T>(dy), ldy, at<const T>(x), ldx, R, N, K, at<T>(dw),
-                             ldw, at<void>(workspace), threads);
+          const auto product =
+              one_product<T>(at<const T>(dy), ldy, N, at<const T>(x), ldx, K, at<T>(dw), ldw);
+          add_outer_products(gemm, product, R, at<void>(workspace), threads);
         });
       },
       py::arg("dtype"), py::arg("precision"), py::arg("isa"), py::arg("dy"), py::arg("ldy"),

@@ -238,45 +238,64 @@ std::int64_t packed_at_once(const Gemm<T>& gemm, std::int64_t N, int threads) {
 }  // namespace
 
 template <typename T>
-std::int64_t outer_product_bytes(const Gemm<T>& gemm, std::int64_t N, std::int64_t K, int threads) {
-  const std::int64_t rows = row_bytes(gemm, packed_at_once(gemm, N, threads), kOuterBlock);
-  return threads * (weight_bytes(gemm, K, kOuterBlock) + (rows + 63) / 64 * 64);
+std::int64_t outer_product_bytes(const Gemm<T>& gemm, const OuterProducts<T>& products,
+                                 int threads) {
+  std::int64_t rows = 0, columns = 0;
+  for (const Columns<T>& dy : products.dy) {
+    const std::int64_t step = packed_at_once(gemm, dy.K, threads);
+    rows = std::max(rows, row_bytes(gemm, step, kOuterBlock));
+  }
+  for (const Columns<T>& x : products.x) columns += weight_bytes(gemm, x.K, kOuterBlock);
+  return threads * (columns + (rows + 63) / 64 * 64);
 }
 
 template <typename T>
-void add_outer_products(const Gemm<T>& gemm, const T* dy, std::int64_t ldy, const T* x,
-                        std::int64_t ldx, std::int64_t R, std::int64_t N, std::int64_t K, T* dw,
-                        std::int64_t ldw, void* workspace, int threads) {
-  const std::int64_t bytes = outer_product_bytes(gemm, N, K, threads) / threads;
-  const std::int64_t step = packed_at_once(gemm, N, threads);
+void add_outer_products(const Gemm<T>& gemm, const OuterProducts<T>& products, std::int64_t R,
+                        void* workspace, int threads) {
+  const std::int64_t bytes = outer_product_bytes(gemm, products, threads) / threads;
   const auto product = gemm.whole_tiles ? gemm.multiply : gemm.multiply_across;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-  for (int part = 0; part < threads; ++part) {
-    const std::int64_t begin = std::min(N, part * share(N, threads));
-    const std::int64_t end = std::min(N, begin + share(N, threads));
-    char* columns = static_cast<char*>(workspace) + part * bytes;
-    char* rows = columns + weight_bytes(gemm, K, kOuterBlock);
-    for (std::int64_t r = 0; r < R && begin < end; r += kOuterBlock) {
-      const std::int64_t count = std::min(kOuterBlock, R - r);
-      pack_weights(gemm, x + r * ldx, 1, ldx, K, count, columns);
-      for (std::int64_t n = begin; n < end; n += step) {
-        const std::int64_t height = std::min(step, end - n);
-        pack_rows_across(gemm, dy + r * ldy + n, ldy, height, count, rows);
-        product(gemm, rows, columns, height, K, count, dw + n * ldw, ldw, true);
+  const std::size_t count = products.x.size();
+  // what one thread does with some rows of all gradients
+  const auto work = [&](int part) {
+    for (std::int64_t r = 0; r < R; r += kOuterBlock) {
+      const std::int64_t height = std::min(kOuterBlock, R - r);
+      char* rows = static_cast<char*>(workspace) + part * bytes;
+      std::vector<char*> columns;
+      for (const Columns<T>& x : products.x) {
+        pack_weights(gemm, x.data + r * x.ld, 1, x.ld, x.K, height, rows);
+        columns.push_back(rows);
+        rows += weight_bytes(gemm, x.K, kOuterBlock);
+      }
+      const typename OuterProducts<T>::Target* to = products.dw.data();
+      for (const Columns<T>& dy : products.dy) {
+        const std::int64_t begin = std::min(dy.K, part * share(dy.K, threads));
+        const std::int64_t end = std::min(dy.K, begin + share(dy.K, threads));
+        const std::int64_t step = packed_at_once(gemm, dy.K, threads);
+        for (std::int64_t n = begin; n < end; n += step) {
+          const std::int64_t width = std::min(step, end - n);
+          pack_rows_across(gemm, dy.data + r * dy.ld + n, dy.ld, width, height, rows);
+          for (std::size_t i = 0; i < count; ++i) {
+            if (!to[i].data) continue;
+            product(gemm, rows, columns[i], width, products.x[i].K, height,
+                    to[i].data + n * to[i].ld, to[i].ld, true);
+          }
+        }
+        to += count;
       }
     }
-  }
+  };
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (int part = 0; part < threads; ++part) work(part);
 }
 
-#define FASTRSSM_INSTANTIATE(T)                                                                   \
-  template std::int64_t row_bytes<T>(const Gemm<T>&, std::int64_t, std::int64_t);                 \
-  template void pack_weights<T>(const Gemm<T>&, const T*, std::int64_t, std::int64_t,             \
-                                std::int64_t, std::int64_t, void*);                               \
-  template void pack_rows<T>(const Gemm<T>&, Columns<T>, Columns<T>, std::int64_t, void*);        \
-  template std::int64_t outer_product_bytes<T>(const Gemm<T>&, std::int64_t, std::int64_t, int);  \
-  template void add_outer_products<T>(const Gemm<T>&, const T*, std::int64_t, const T*,           \
-                                      std::int64_t, std::int64_t, std::int64_t, std::int64_t, T*, \
-                                      std::int64_t, void*, int);
+#define FASTRSSM_INSTANTIATE(T)                                                               \
+  template std::int64_t row_bytes<T>(const Gemm<T>&, std::int64_t, std::int64_t);             \
+  template void pack_weights<T>(const Gemm<T>&, const T*, std::int64_t, std::int64_t,         \
+                                std::int64_t, std::int64_t, void*);                           \
+  template void pack_rows<T>(const Gemm<T>&, Columns<T>, Columns<T>, std::int64_t, void*);    \
+  template std::int64_t outer_product_bytes<T>(const Gemm<T>&, const OuterProducts<T>&, int); \
+  template void add_outer_products<T>(const Gemm<T>&, const OuterProducts<T>&, std::int64_t,  \
+                                      void*, int);
 FASTRSSM_INSTANTIATE(float)
 FASTRSSM_INSTANTIATE(double)
 #undef FASTRSSM_INSTANTIATE

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "cpu/isa.h"
 
@@ -104,14 +105,25 @@ void multiply(const Gemm<T>& gemm, const void* rows, const void* weights, std::i
                 ldc, accumulate);
 }
 
+// Gradients of weights after a reverse scan, dw [N, K] += sum over r of dy[r, n] x[r, k], for every
+// dy [R, N] with every x [R, K]: each is packed once.
 template <typename T>
-std::int64_t outer_product_bytes(const Gemm<T>& gemm, std::int64_t N, std::int64_t K, int threads);
+struct OuterProducts {
+  struct Target {
+    T* data;  // null: not wanted
+    std::int64_t ld;
+  };
+  std::vector<Columns<T>> dy, x;
+  std::vector<Target> dw;  // of each dy with each x, x fastest
+};
 
-// dw [N, K] += sum over r of dy[r, n] x[r, k]: the gradient of weights after a reverse scan.
-// dy [R, N], x [R, K]. Sums over blocks of kOuterBlock rows are added in rising order of r.
 template <typename T>
-void add_outer_products(const Gemm<T>& gemm, const T* dy, std::int64_t ldy, const T* x,
-                        std::int64_t ldx, std::int64_t R, std::int64_t N, std::int64_t K, T* dw,
-                        std::int64_t ldw, void* workspace, int threads);
+std::int64_t outer_product_bytes(const Gemm<T>& gemm, const OuterProducts<T>& products,
+                                 int threads);
+
+// Sums over blocks of kOuterBlock rows are added in rising order of r.
+template <typename T>
+void add_outer_products(const Gemm<T>& gemm, const OuterProducts<T>& products, std::int64_t R,
+                        void* workspace, int threads);
 
 }  // namespace fastrssm::cpu

@@ -280,16 +280,14 @@ void mlp_backward(const Gemm<T>& gemm, const MlpLayout& layout, const T* x,
   const auto layer_of = [&](Size i) { return i % layout.layers; };
   const auto out_of = [&](Size i) { return layout.out_of(layer_of(i), i / layout.layers); };
   bool learning = false;
-  Size outer_bytes = 0;
   for (Size i = 0; i < count; ++i) {
-    const Size in = layout.in_of(layer_of(i)), out = out_of(i);
+    const Size out = out_of(i);
     const MlpLayer<T>& to = weight_grads[static_cast<std::size_t>(i)];
-    zero(to.weight, in * out);
+    zero(to.weight, layout.in_of(layer_of(i)) * out);
     zero(to.bias, out);
     zero(to.scale, out);
     zero(to.shift, out);
     learning = learning || to.weight || to.bias || to.scale || to.shift;
-    outer_bytes = std::max(outer_bytes, outer_product_bytes(gemm, out, in, threads));
   }
   // one chunk after the other, in the same memory
   const Size chunk_rows = std::min(kChunk, layout.rows);
@@ -311,6 +309,20 @@ void mlp_backward(const Gemm<T>& gemm, const MlpLayout& layout, const T* x,
   const auto grads = lay_out(chunk_memory.take<T>(lay_out(nullptr).first)).second;
   for (Size begin = 0; begin < layout.rows; begin += kChunk) {
     const Size end = std::min(begin + kChunk, layout.rows), R = end - begin;
+    // the weights of layers that read one input
+    const auto add_outer = [&](const std::vector<Size>& those, const T* input) {
+      const Size in = layout.in_of(layer_of(those[0]));
+      OuterProducts<T> products{{}, {{input + begin * in, in, in}}, {}};
+      for (Size i : those) {
+        T* to = weight_grads[static_cast<std::size_t>(i)].weight;
+        if (!to) continue;
+        products.dy.push_back({grads[static_cast<std::size_t>(i)].d, out_of(i), out_of(i)});
+        products.dw.push_back({to, in});
+      }
+      if (products.dy.empty()) return;
+      void* memory = workspace.take<char>(outer_product_bytes(gemm, products, threads));
+      add_outer_products(gemm, products, R, memory, threads);
+    };
     // the last layers' gradients are those of the results
     const T* from = grad;
     for (Size g = 0; g < layout.nets(); ++g) {
@@ -330,15 +342,16 @@ void mlp_backward(const Gemm<T>& gemm, const MlpLayout& layout, const T* x,
         work.run(grads, begin + at, at, std::min(kBlock, R - at));
       }
     }
+    if (learning) {
+      std::vector<Size> first;
+      for (Size g = 0; g < layout.nets(); ++g) first.push_back(g * layout.layers);
+      add_outer(first, x);
+    }
     for (Size i = 0; learning && i < count; ++i) {
-      const Size l = layer_of(i), in = layout.in_of(l), out = out_of(i);
+      const Size out = out_of(i);
       const MlpLayer<T>& to = weight_grads[static_cast<std::size_t>(i)];
       const ChunkGrad<T>& one = grads[static_cast<std::size_t>(i)];
-      if (to.weight) {
-        const T* input = l ? arrays[i - 1].y : x;
-        add_outer_products(gemm, one.d, out, input + begin * in, in, R, out, in, to.weight, in,
-                           workspace.take<char>(outer_bytes), threads);
-      }
+      if (layer_of(i)) add_outer({i}, arrays[i - 1].y);
       add_sums(to.bias, one.d, static_cast<const T*>(nullptr), R, out, threads);
       if (!one.affine) continue;
       add_sums(to.scale, one.affine, arrays[i].hat + begin * out, R, out, threads);

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "cpu/rssm_plan.h"
@@ -106,32 +107,37 @@ class WeightGrads {
     const Size D = layout_.D, x = layout_.action_in(), in = layout_.cell_in();
     const T* cell_in = rows(kept_.action_in);
     if (layout_.pre_width) {
-      outer(places_.pre, 0, 0, x, d.pre.data, in, in, cell_in, x, x);
+      outer({d.pre.data, in, in}, {{cell_in, x, x}}, {{grads_[places_.pre].weight, x}});
       vectors(places_.pre, d.pre.data, in, in, d.pre_affine.data, rows(kept_.pre_hat));
       cell_in = rows(kept_.pre);
     }
     const T *h = rows(kept_.deter_in), *gates = d.gates.data;
     if (layout_.cell == Cell::kTorchGru) {
-      outer(places_.cell_input, 0, 0, in, gates, 4 * D, 3 * D, cell_in, in, in);
-      outer(places_.cell_state, 0, 0, D, gates, 4 * D, 2 * D, h, D, D);
-      outer(places_.cell_state, 2 * D, 0, D, gates + 3 * D, 4 * D, D, h, D, D);
+      T *w = grads_[places_.cell_input].weight, *u = grads_[places_.cell_state].weight;
+      const Columns<T> reads{cell_in, in, in}, state{h, D, D};
+      outer({gates, 4 * D, 2 * D}, {reads, state}, {{w, in}, {u, D}});
+      outer({gates + 2 * D, 4 * D, D}, {reads}, {{part(w, 2 * D * in), in}});
+      outer({gates + 3 * D, 4 * D, D}, {state}, {{part(u, 2 * D * D), D}});
       sums(grads_[places_.cell_input].bias, gates, nullptr, 4 * D, 3 * D);
       T* bias = grads_[places_.cell_state].bias;
       sums(bias, gates, nullptr, 4 * D, 2 * D);
       sums(bias ? bias + 2 * D : nullptr, gates + 3 * D, nullptr, 4 * D, D);
     } else {
-      outer(places_.cell_input, 0, 0, in + D, gates, 3 * D, 3 * D, cell_in, in, in);
-      outer(places_.cell_input, 0, in, in + D, gates, 3 * D, 3 * D, h, D, D);
+      T* w = grads_[places_.cell_input].weight;
+      outer({gates, 3 * D, 3 * D}, {{cell_in, in, in}, {h, D, D}},
+            {{w, in + D}, {part(w, in), in + D}});
       vectors(places_.cell_input, gates, 3 * D, 3 * D, d.cell_affine.data, rows(kept_.cell_hat));
     }
-    outer(places_.head, 0, 0, D, d.head[0].data, d.head[0].width, d.head[0].width,
-          out_.deter + first_ * D, D, D);
+    const Size width = d.head[0].width;
+    outer({d.head[0].data, width, width}, {{out_.deter + first_ * D, D, D}},
+          {{grads_[places_.head].weight, D}});
     network(plan_.head, d.head, d.head_affine, kept_.head, &kept_.head_hat);
     if (!layout_.policy_layers) return;
     const Size F = D + layout_.S;
     const Kept<T>& p = d.policy[0];
-    outer(places_.policy, 0, 0, F, p.data, p.width, p.width, h, D, D);
-    outer(places_.policy, 0, D, F, p.data, p.width, p.width, rows(kept_.action_in), x, layout_.S);
+    T* w = grads_[places_.policy].weight;
+    outer({p.data, p.width, p.width}, {{h, D, D}, {rows(kept_.action_in), x, layout_.S}},
+          {{w, F}, {part(w, D), F}});
     network(plan_.policy, d.policy, {}, kept_.policy, nullptr);
   }
 
@@ -148,15 +154,16 @@ class WeightGrads {
     return net.split ? 2 * out : out;
   }
 
-  // weight[row.., column..] += dy^T x; ld: of the weight
-  void outer(Size l, Size row, Size column, Size ld, const T* dy, Size ldy, Size N, const T* x,
-             Size ldx, Size K) {
+  static T* part(T* weight, Size offset) { return weight ? weight + offset : nullptr; }
+
+  // weight += dy^T x for each x
+  void outer(Columns<T> dy, std::vector<Columns<T>> x,
+             std::vector<typename OuterProducts<T>::Target> weights) {
     static thread_local Scratch scratch;
-    T* w = grads_[l].weight;
-    if (!w) return;
-    void* workspace = scratch.take<char>(outer_product_bytes(gemm_, N, K, threads_));
-    add_outer_products(gemm_, dy, ldy, x, ldx, R_, N, K, w + row * ld + column, ld, workspace,
-                       threads_);
+    if (!weights[0].data && !weights.back().data) return;
+    const OuterProducts<T> products{{dy}, std::move(x), std::move(weights)};
+    void* workspace = scratch.take<char>(outer_product_bytes(gemm_, products, threads_));
+    add_outer_products(gemm_, products, R_, workspace, threads_);
   }
 
   // to[n] += sum over rows of dy[., n] (times x[., n])
@@ -187,10 +194,11 @@ class WeightGrads {
               normed ? rows((*hat)[l]) : nullptr);
       if (l == 0) continue;
       const T *dy = d[l].data, *x = rows(y[l - 1]);
-      outer(net.layer + l, 0, 0, net.width, dy, row, out, x, net.hidden(), net.width);
+      T* w = grads_[net.layer + l].weight;
+      outer({dy, row, out}, {{x, net.hidden(), net.width}}, {{w, net.width}});
       if (!net.split) continue;
-      outer(net.layer + l, out, 0, net.width, dy + out, row, out, x + net.width, net.hidden(),
-            net.width);
+      outer({dy + out, row, out}, {{x + net.width, net.hidden(), net.width}},
+            {{part(w, out * net.width), net.width}});
     }
   }
 
