@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastrssm.models.distributions import TanhNormal
-from fastrssm.models.nets import MLP, Merged, paired_layers
+from fastrssm.models.nets import MLP, Merged, paired_layers, together
 from fastrssm.ops import PolicyWeights
 
 
@@ -44,7 +44,8 @@ class TanhGaussianPolicy(nn.Module):
 
     def forward(self, feature: Tensor) -> TanhNormal:
         """Return the distribution of actions [..., A] in (-1, 1) for features [..., F]."""
-        return TanhNormal(self.mean_net(feature), F.softplus(self.std_net(feature)) + self.min_std)
+        mean, raw = together(feature, (self.mean_net, self.std_net))
+        return TanhNormal(mean, F.softplus(raw) + self.min_std)
 
     def act(self, feature: Tensor) -> Tensor:
         """Return the mode action [..., A], tanh of the mean, as AIME is evaluated."""
