@@ -11,6 +11,8 @@ import pytest
 from fastrssm import doctor
 from fastrssm.cli import main
 
+COMMANDS = ("demo", "pretrain", "aime", "bc", "bco", "iidm", "dreamer", "plan2explore", "eval")
+COMMANDS += ("data make", "expert", "doctor")
 TINY = ["--updates", "2", "--batch-size", "4", "--horizon", "8"]
 SIZES = ["--rssm.deter", "16", "--rssm.stoch", "4", "--rssm.hidden", "8"]
 
@@ -28,6 +30,16 @@ def folder(tmp_path_factory):
     assert main([*aime, "--eval-every", "0", "--final-episodes", "2"]) == 0
     bc = ["bc", *data, "--out", "runs/bc", "--min-epochs", "1", "--max-epochs", "1"]
     assert main([*bc, "--final-episodes", "0"]) == 0
+    for name in ("bco", "iidm"):
+        words = [name, "--body", "data/walker-random", *bc[1:5], "--out", f"runs/{name}"]
+        words += ["--min-epochs", "1", "--max-epochs", "1", "--batch-size", "500"]
+        assert main([*words, "--final-episodes", "0"]) == 0
+    for name in ("dreamer", "plan2explore"):
+        words = [name, "--scale", "cpu", "--env", "walker-walk", "--out", f"runs/{name}", *SIZES]
+        words += ["--episodes", "3", "--prefill", "1", "--num-envs", "2", "--steps", "9"]
+        words += ["--updates-per-episode", "1", "--pretrain-updates", "1", "--horizon", "8"]
+        words += ["--snapshot-every", "1"]
+        assert main(words + (["--final-episodes", "0"] if name == "dreamer" else [])) == 0
     os.chdir(before)
     return folder
 
@@ -47,7 +59,7 @@ def test_the_overview_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
-    for command in ("demo", "data make", "pretrain", "aime", "bc", "eval", "expert", "doctor"):
+    for command in COMMANDS:
         assert command in done.stdout
 
 
@@ -60,9 +72,7 @@ def test_the_module_is_the_command():
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    "command", ["demo", "pretrain", "aime", "bc", "eval", "data make", "expert", "doctor"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(capsys, command):
     with pytest.raises(SystemExit) as done:
         main([*command.split(), "--help"])
@@ -70,7 +80,9 @@ def test_every_command_explains_itself(capsys, command):
     assert f"usage: fastrssm {command}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("run", ["runs/policy", "runs/bc"])
+@pytest.mark.parametrize(
+    "run", ["runs/policy", "runs/bc", "runs/bco", "runs/iidm", "runs/dreamer", "runs/plan2explore"]
+)
 def test_eval_prints_exactly_one_line_of_json(project, capfd, run):
     words = ["eval", run, "--episodes", "3", "--json"]
     assert main(words) == 0
@@ -85,6 +97,19 @@ def test_eval_prints_exactly_one_line_of_json(project, capfd, run):
     assert capfd.readouterr().out == first
     assert main([*words, "--seed", "5"]) == 0
     assert json.loads(capfd.readouterr().out)["return_mean"] != line["return_mean"]
+
+
+@pytest.mark.parametrize("command", ["dreamer", "plan2explore"])
+def test_a_scale_shows_its_defaults(capsys, command):
+    shown = {}
+    for scale in ("paper", "cpu"):
+        with pytest.raises(SystemExit) as done:
+            main([command, f"--scale={scale}", "--help"])
+        assert done.value.code == 0
+        shown[scale] = " ".join(capsys.readouterr().out.split())
+        assert f"those of --scale {scale}" in shown[scale].replace("│ ", "")
+    assert "(default: 1000)" in shown["paper"]
+    assert "(default: 1000)" not in shown["cpu"].split("--prefill")[0]
 
 
 def test_eval_speaks_to_people_too(project, capsys):
@@ -136,6 +161,21 @@ def test_data_info_knows_folders_and_recipes(project, capsys):
     assert (recipe["made"], recipe["episodes"], recipe["env_id"]) == (False, 100, "walker-run")
 
 
+def test_a_run_with_snapshots_makes_data(project, capsys):
+    words = ["data", "make", "runs/plan2explore", "--episodes", "7", "--steps", "4"]
+    assert main(words) == 0
+    assert capsys.readouterr().out == "data/plan2explore\n"
+    assert main(["data", "info", "plan2explore"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["episodes"], made["frames"]) == (7, 35)
+    assert main([*words, "--out", "data/again"]) == 0
+    capsys.readouterr()
+    assert main(["data", "info", "again"]) == 0
+    assert json.loads(capsys.readouterr().out)["checksum"] == made["checksum"]
+    assert main(words) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
 def test_a_reader_that_has_enough_is_no_mistake(project):
     reading, writing = os.pipe()
     os.close(reading)
@@ -168,7 +208,8 @@ DATA = ["--data", "data/walker-random"]
             ["pretrain", *DATA, "--env", "walker-walk", "--out", "runs/policy"],
             "holds a run of 'aime'",
         ),
-        (["eval", "runs/model"], "holds a run of 'pretrain', expected 'aime' or 'bc'"),
+        (["dreamer", "--scale", "gpu"], "--scale is 'gpu', expected one of paper, cpu"),
+        (["eval", "runs/model"], "holds a run of 'pretrain', expected 'aime' or 'dreamer'"),
         (["eval", "nowhere"], "nowhere is not the folder of a run"),
         (["eval", "runs/policy", "--episodes", "0"], "must be at least 1, got 0"),
     ],

@@ -1,15 +1,16 @@
-"""The command line: `fastrssm demo | pretrain | aime | bc | eval | data | expert | doctor`.
+"""The command line: `fastrssm COMMAND`, one per algorithm, and eval, data, expert, demo, doctor.
 
 Every command imports what it needs when it is chosen, so that the overview is quick.
 """
 
+import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 try:
     import tyro
@@ -32,7 +33,10 @@ commands:
   pretrain          fit a world model to episodes with actions (phase 1 of AIME)
   aime              imitate demonstrations without actions with that model (phase 2)
   bc                clone a policy from demonstrations with actions (upper bound)
-  eval RUN          run the policy of an aime or bc run
+  bco, iidm         imitate without a world model: inverse, or forward, model of single steps
+  dreamer           learn a task in the imagination of a world model; its replay is a dataset
+  plan2explore      the same without a task: explore, for data of a body
+  eval RUN          run the policy of a run
   expert            train the actors that datasets are made from
   doctor            versions, backends and why others are absent, OpenGL, a self-test
 
@@ -56,7 +60,7 @@ class EvalArgs:
     """Run whole episodes with the policy of a run and report their returns."""
 
     run: tyro.conf.Positional[str]
-    """Run folder of `fastrssm aime` or `fastrssm bc`."""
+    """Run folder of any command that learns a policy."""
     episodes: int = 100
     """How many."""
     seed: int | None = None
@@ -77,15 +81,16 @@ class EvalArgs:
 class MakeArgs:
     """Make a dataset of the paper anew from policy snapshots that come with the package.
 
-    Name, episodes and seed determine every byte of it.
+    Name, episodes and seed determine every byte of it. A dreamer or plan2explore run instead of a
+    name: a replay of its learning, from its own snapshots.
     """
 
     name: tyro.conf.Positional[str]
-    """Recipe, for example walker-random, walker-stand-buffer or walker-run-expert."""
+    """Recipe, for example walker-random, walker-stand-buffer or walker-run-expert; or a run."""
     out: Path | None = None
-    """Folder to make; left out: data/NAME."""
+    """Folder to make; left out: data/NAME, with the last part of a run's path."""
     episodes: int | None = None
-    """How many; left out: as many as the paper has."""
+    """How many; left out: as many as the paper has, 1,000 from a run."""
     steps: int | None = None
     """Decision steps of an episode; left out: as many as the task has."""
     seed: int = 0
@@ -123,6 +128,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "pretrain": _pretrain,
         "aime": _aime,
         "bc": _bc,
+        "bco": _bco,
+        "iidm": _iidm,
+        "dreamer": _dreamer,
+        "plan2explore": _plan2explore,
         "eval": _eval,
         "data": _data,
         "expert": _expert,
@@ -183,6 +192,58 @@ def _bc(words: list[str]) -> int:
     return _run("bc", bc.Args, bc.train, words)
 
 
+def _bco(words: list[str]) -> int:
+    from fastrssm.algos import bco
+
+    return _run("bco", bco.Args, bco.train, words)
+
+
+def _iidm(words: list[str]) -> int:
+    from fastrssm.algos import iidm
+
+    return _run("iidm", iidm.Args, iidm.train, words)
+
+
+def _dreamer(words: list[str]) -> int:
+    from fastrssm.algos import dreamer
+
+    return _run_at_scale("dreamer", dreamer.Args, dreamer.SCALES, dreamer.train, words)
+
+
+def _plan2explore(words: list[str]) -> int:
+    from fastrssm.algos import plan2explore as p2e
+
+    return _run_at_scale("plan2explore", p2e.Args, p2e.SCALES, p2e.train, words)
+
+
+def _run_at_scale(
+    name: str,
+    args: Any,
+    scales: Mapping[str, Mapping[str, Any]],
+    run: Callable[[Any], object],
+    words: list[str],
+) -> int:
+    """Take `--scale` first, since it decides the defaults that the help of the others shows."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--scale", default="paper")
+    chosen, rest = parser.parse_known_args(words)
+    if chosen.scale not in scales:
+        expected = ", ".join(scales)
+        raise ValueError(f"--scale is {chosen.scale!r}, expected one of {expected}")
+    defaults = args(env=tyro.MISSING, out=tyro.MISSING, **scales[chosen.scale])
+    text = f"{args.__doc__} The defaults below are those of --scale {chosen.scale}; there are: "
+    run(
+        tyro.cli(
+            args,
+            args=rest,
+            default=defaults,
+            prog=f"fastrssm {name}",
+            description=f"{text}{', '.join(scales)}.",
+        )
+    )
+    return 0
+
+
 def _eval(words: list[str]) -> int:
     args = tyro.cli(EvalArgs, args=words, prog="fastrssm eval")
     from fastrssm.run import model_agent, stack_agent
@@ -192,12 +253,13 @@ def _eval(words: list[str]) -> int:
     from fastrssm.run.video import record_video
 
     device = choose_device(args.device, args.threads)
-    checkpoint = load_checkpoint(Path(args.run), expected=("aime", "bc"))
+    with_model, with_stack = ("aime", "dreamer", "plan2explore"), ("bc", "bco", "iidm")
+    checkpoint = load_checkpoint(Path(args.run), expected=(*with_model, *with_stack))
     trained = checkpoint.config["args"]
     seed = trained["seed"] + EVAL_SEED_OFFSET if args.seed is None else args.seed
-    load_agent = {"aime": model_agent.load_agent, "bc": stack_agent.load_agent}[
-        checkpoint.algorithm
-    ]
+    load_agent = (
+        model_agent.load_agent if checkpoint.algorithm in with_model else stack_agent.load_agent
+    )
     agent = load_agent(checkpoint, seed, device)
     # first, since it fails at once where there is no OpenGL
     if args.video is not None:
@@ -240,11 +302,26 @@ def _data(words: list[str]) -> int:
 
 
 def _make(args: MakeArgs) -> int:
-    from fastrssm.run.collect import make_dataset
+    from fastrssm.run.collect import make_dataset, write_dataset
     from fastrssm.run.log import progress_bar
+    from fastrssm.run.snapshots import replay_learning
 
-    folder = _DATA / args.name if args.out is None else args.out
+    run = Path(args.name)
+    folder = _DATA / run.name if args.out is None else args.out
     with progress_bar(args.name) as advance:
+        if (run / "snapshots").is_dir():
+            total = 1000 if args.episodes is None else args.episodes
+            play = replay_learning(
+                run / "snapshots", total, args.seed, args.num_envs, steps=args.steps
+            )
+            write_dataset(
+                folder,
+                play,
+                overwrite=args.overwrite,
+                progress=lambda done: advance(done, total),
+            )
+            print(folder)
+            return 0
         make_dataset(
             args.name,
             folder,

@@ -37,6 +37,7 @@ def weights(folder):
 def test_the_defaults_are_the_papers():
     args = Args(data="", out="", env="walker-walk")
     wanted = {"batch_size": 50, "lr": 1e-3, "min_epochs": 50, "patience": 3, "train_share": 0.7}
+    wanted |= {"min_updates": 0, "max_episodes": 100, "split": "episode"}
     assert {name: getattr(args, name) for name in wanted} == wanted
     sizes = {setup: build_policy("walker-walk", setup).mlp for setup in ("mdp", "lpomdp")}
     assert sizes["mdp"].net[0].in_features == 24
@@ -61,7 +62,8 @@ def test_the_loss_is_that_of_the_last_action_given_the_frames_before():
 def test_a_run_stops_when_validation_says_so_and_keeps_the_best(bc_args, tmp_path):
     changes = {"min_epochs": 2, "max_epochs": 400, "patience": 2, "lr": 0.03, "final_episodes": 2}
     train(Args(**(bc_args | changes), out=str(tmp_path)))
-    errors = [line["validation_loss"] for line in records(tmp_path) if "validation_loss" in line]
+    lines = records(tmp_path)
+    errors = [line["policy_validation_loss"] for line in lines if "policy_validation_loss" in line]
     best = int(np.argmin(errors)) + 1
     assert len(errors) < 400
     assert len(errors) == max(best + 2, 2)
@@ -76,7 +78,9 @@ def test_a_run_stops_when_validation_says_so_and_keeps_the_best(bc_args, tmp_pat
     for name, value in weights(once).items():
         if name.startswith("policy."):
             assert torch.equal(value, checkpoint.tensors[name]), name
-    kept, last = (checkpoint.tensors[f"{name}.mlp.net.0.weight"] for name in ("policy", "last"))
+    kept, last = (
+        checkpoint.tensors[f"{name}.mlp.net.0.weight"] for name in ("policy", "policy_last")
+    )
     assert not torch.equal(kept, last)
 
 

@@ -59,12 +59,16 @@ class StackAgent:
         return self._policy(self._frames.flatten(1).to(self._device)).cpu().numpy()
 
 
+def sizes(env: str, setup: str) -> tuple[int, int]:
+    """Return E, the size of one frame that the policy sees, and A, that of an action."""
+    task, seen = find_task(env), inputs(env, setup)
+    return sum(size for name, size, _ in task.sensors if name in seen), task.action_size
+
+
 def build_policy(env: str, setup: str) -> StackPolicy:
     """Build a fresh policy for a task and a setup."""
-    task = find_task(env)
-    sizes = {name: size for name, size, _ in task.sensors}
-    width = sum(sizes[name] for name in inputs(env, setup))
-    return StackPolicy(STACK[setup] * width, task.action_size)
+    frame, action = sizes(env, setup)
+    return StackPolicy(STACK[setup] * frame, action)
 
 
 def inputs(env: str, setup: str) -> tuple[str, ...]:
