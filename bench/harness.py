@@ -78,6 +78,9 @@ def _times(providers, rounds):
 def floor(moved, device="cpu"):
     """Seconds that a copy takes which moves as many bytes: the same caches, the same pages."""
     source = torch.zeros(moved // 2, dtype=torch.uint8, device=device)
+    if device == "cuda":
+        # memory may be told that it is zero
+        source.random_()
     target = torch.empty_like(source)
     return measure({"copy": lambda: target.copy_(source)}, device)["copy"][0]
 
