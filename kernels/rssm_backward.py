@@ -7,25 +7,22 @@ What a stage reads and another row's thread might still have to read is never wr
 import triton
 import triton.language as tl
 
-from fastrssm.kernels.rssm_forward import gate_affine
 from fastrssm.kernels.rssm_pointwise import (
     before,
     class_probs,
     elu_slope,
     kept_rows,
-    ln_gates,
-    ln_gates_backward,
     product,
     read,
     row_of,
     silu_slope,
     std_slope,
-    torch_gru_backward,
     vector,
     write,
     zero_sums,
     zero_tile,
 )
+from fastrssm.kernels.rssm_tiles import ln_gru_backward_tile, torch_gru_backward_tile
 
 
 @triton.jit
@@ -101,13 +98,16 @@ def network_backward(
 
 @triton.jit
 def gaussian_backward(
-    stoch_grad, mean_grad, std_grad, noise, kept_raw, carry_stoch, d, row, b, ok, later,
+    stoch_grad, mean_grad, std_grad, noise, kept_raw, carry, carry2, d, row, ok, later,
     L: tl.constexpr,
 ):  # fmt: skip
+    """From the latent to mean and raw std; what the next step wants comes in up to two parts."""
     for n in range(0, L.S, L.BP):
         column = n + tl.arange(0, L.BP)
         mask = ok[:, None] & (column < L.S)[None, :]
-        g = read(carry_stoch + b * L.S, column, mask & later)
+        g = read(carry, column, mask & later[:, None])
+        if carry2 is not None:
+            g += read(carry2, column, mask & later[:, None])
         if stoch_grad is not None:
             g += read(stoch_grad + row * L.S, column, mask)
         dstd = g * read(noise + row * L.S, column, mask)
@@ -121,9 +121,10 @@ def gaussian_backward(
 
 @triton.jit
 def categorical_backward(
-    stoch_grad, logits_grad, logits, carry_stoch, d, row, b, ok, later, unimix, L: tl.constexpr,
+    stoch_grad, logits_grad, logits, carry, carry2, d, row, ok, later, unimix, L: tl.constexpr,
     BG: tl.constexpr, K_TILE: tl.constexpr,
 ):  # fmt: skip
+    """From the one-hot latent, straight through, to the logits."""
     CLASSES: tl.constexpr = L.S // L.groups
     k = tl.arange(0, K_TILE)
     real = (k < CLASSES)[None, :]
@@ -133,9 +134,11 @@ def categorical_backward(
         n: tl.constexpr = ok.shape[0] * BG
         mask = tl.reshape(ok[:, None] & (g < L.groups)[None, :], [n])[:, None] & real
         at = tl.reshape(row[:, None] * L.groups + g[None, :], [n])
-        here = tl.reshape(b[:, None] * L.groups + g[None, :], [n])
         to = tl.reshape(d[:, None] + (g * CLASSES)[None, :], [n])
-        ds = read(carry_stoch + here * CLASSES, k, mask & later)
+        wanted = tl.reshape(later[:, None] & (g < L.groups)[None, :], [n])[:, None] & mask
+        ds = read(tl.reshape(carry[:, None] + (g * CLASSES)[None, :], [n]), k, wanted)
+        if carry2 is not None:
+            ds += read(tl.reshape(carry2[:, None] + (g * CLASSES)[None, :], [n]), k, wanted)
         if stoch_grad is not None:
             ds += read(stoch_grad + at * CLASSES, k, mask)
         probs = class_probs(read(logits + at * CLASSES, k, mask), real)
@@ -165,37 +168,21 @@ def cell_backward(
         column = n + tl.arange(0, W.BN)
         real = (column < L.D)[None, :]
         mask = ok[:, None] & real
-        g += read(carry_deter + b * L.D, column, mask & later)
+        g += read(carry_deter + b * L.D, column, mask & later[:, None])
         if deter_grad is not None:
             g += read(deter_grad + row * L.D, column, mask)
         h = before(deter0, deter, row, b, t, B, L.D, column, keep[:, None] & real)
         if L.cell == 0:
-            r, z = read(gates, column, mask), read(gates + L.D, column, mask)
-            new, hn = read(gates + 2 * L.D, column, mask), read(gates + 3 * L.D, column, mask)
-            dr, dz, dxn, dhn, by = torch_gru_backward(g, r, z, new, hn, h)
-            write(d, column, dxn, mask)
-            write(d + L.D, column, dr, mask)
-            write(d + 2 * L.D, column, dz, mask)
-            write(d + 3 * L.D, column, dhn, mask)
+            by = torch_gru_backward_tile(g, h, gates, d, column, mask, L)
         else:
-            hat_r, hat_c = read(gates + RESET, column, mask), read(gates + CANDIDATE, column, mask)
-            hat_u = read(gates + UPDATE, column, mask)
-            reset, c, update = gate_affine(hat_r, hat_c, hat_u, vectors, column, L)
-            r, z, new = ln_gates(reset, c, update, L.cell == 2)
-            dr, dc, du, by = ln_gates_backward(g, r, z, new, c, h, L.cell == 2)
-            if LEARN:
-                write(affine + RESET, column, dr, mask)
-                write(affine + CANDIDATE, column, dc, mask)
-                write(affine + UPDATE, column, du, mask)
-            SCALE: tl.constexpr = L.vectors[4]
-            dr = tl.where(mask, dr * vector(vectors, SCALE, RESET + column, 3 * L.D), 0.0)
-            dc = tl.where(mask, dc * vector(vectors, SCALE, CANDIDATE + column, 3 * L.D), 0.0)
-            du = tl.where(mask, du * vector(vectors, SCALE, UPDATE + column, 3 * L.D), 0.0)
+            dr, dc, du, sum1, sum2, by = ln_gru_backward_tile(
+                g, h, gates, affine, vectors, column, mask, L, LEARN
+            )
             write(raw + RESET, column, dr, mask)
             write(raw + CANDIDATE, column, dc, mask)
             write(raw + UPDATE, column, du, mask)
-            total += tl.sum(dr + dc + du, axis=1)
-            dot += tl.sum(dr * hat_r + dc * hat_c + du * hat_u, axis=1)
+            total += sum1
+            dot += sum2
         write(past, column, by, mask)
     tl.debug_barrier()
     if L.cell != 0:
@@ -294,16 +281,17 @@ def rssm_backward_kernel(
         t = T - 1 - i
         row = tl.cast(t, tl.int64) * B + b
         slot = row if LEARN else b
-        later = t < T - 1
+        later = ok & (t < T - 1)
+        carry = carry_stoch + b * L.S
         keep = kept_rows(is_first, row, ok, t, T)
         d_last = row_of(gradients, L.head.d[len(L.head.later)], d_rows, slot)
         if L.categorical:
-            categorical_backward(stoch_grad, stats0_grad, stats0, carry_stoch, d_last, row, b, ok,
+            categorical_backward(stoch_grad, stats0_grad, stats0, carry, None, d_last, row, ok,
                                  later, unimix, L, BG, K_TILE)  # fmt: skip
         else:
             kept = row_of(reals, L.raw, rows, row)
-            gaussian_backward(stoch_grad, stats0_grad, stats1_grad, noise, kept, carry_stoch,
-                              d_last, row, b, ok, later, L)  # fmt: skip
+            gaussian_backward(stoch_grad, stats0_grad, stats1_grad, noise, kept, carry, None,
+                              d_last, row, ok, later, L)  # fmt: skip
         tl.debug_barrier()
         network_backward(raw, row, slot, rows, d_rows, ok, weights, vectors, operands, reals,
                          gradients, L.head, LEARN, L.BP, PRECISION, UPCAST)  # fmt: skip

@@ -11,20 +11,23 @@ import triton.language as tl
 
 from fastrssm.kernels.rssm_pointwise import (
     before,
-    class_probs,
     elu,
     kept_rows,
-    ln_gates,
     product,
     read,
     row_of,
     sigmoid,
-    std_of,
-    tanh,
     vector,
     write,
     zero_sums,
     zero_tile,
+)
+from fastrssm.kernels.rssm_tiles import (
+    act_tile,
+    drawn_class,
+    gaussian_tile,
+    ln_gru_tile,
+    torch_gru_tile,
 )
 
 
@@ -182,12 +185,8 @@ def act(
         mean, raw = mean_and_raw(x, ok, weights, vectors, n, L.policy, PRECISION, UPCAST)
         column = n + tl.arange(0, W.BN)
         mask = ok[:, None] & (column < L.A)[None, :]
-        e = read(action_noise + row * L.A, column, mask)
-        a = tanh(mean + std_of(raw, min_std, True) * e)
-        write(action + row * L.A, column, a, mask)
-        write(cell_in + L.S, column, a, mask)
-        if KEEP:
-            write(kept_raw, column, raw, mask)
+        act_tile(action_noise, action, cell_in, kept_raw, row, mean, raw, column, mask, min_std,
+                 L, KEEP)  # fmt: skip
 
 
 @triton.jit
@@ -203,23 +202,8 @@ def torch_gru(
         zero = zero_tile(ok, L.x)
         r, z, xn = product3(zero, zero, zero, x, ok, weights, L.x, n, PRECISION, UPCAST)
         r, z, hn = product3(r, z, zero, h_in, ok, weights, L.h, n, PRECISION, UPCAST)
-        in_bias: tl.constexpr = L.vectors[3]
-        bias: tl.constexpr = L.vectors[6]
-        r += vector(vectors, in_bias, column, L.D) + vector(vectors, bias, column, L.D)
-        at = column + L.D
-        z += vector(vectors, in_bias, at, 2 * L.D) + vector(vectors, bias, at, 2 * L.D)
-        at += L.D
-        xn += vector(vectors, in_bias, at, 3 * L.D)
-        hn += vector(vectors, bias, at, 3 * L.D)
-        r, z = sigmoid(r), sigmoid(z)
-        new = tanh(xn + r * hn)
-        if KEEP:
-            write(gates, column, r, mask)
-            write(gates + L.D, column, z, mask)
-            write(gates + 2 * L.D, column, new, mask)
-            write(gates + 3 * L.D, column, hn, mask)
         h = before(deter0, deter, row, b, t, B, L.D, column, keep[:, None] & real)
-        new += z * (h - new)
+        new = torch_gru_tile(r, z, xn, hn, h, gates, vectors, column, mask, L, KEEP)
         write(deter + row * L.D, column, new, mask)
         if NARROW:
             write(deter_out, column, new, mask)
@@ -255,35 +239,11 @@ def ln_gru(
         reset = (read(raw + RESET, column, mask) - mean[:, None]) * scale[:, None]
         candidate = (read(raw + CANDIDATE, column, mask) - mean[:, None]) * scale[:, None]
         update = (read(raw + UPDATE, column, mask) - mean[:, None]) * scale[:, None]
-        if KEEP:
-            write(gates + RESET, column, reset, mask)
-            write(gates + CANDIDATE, column, candidate, mask)
-            write(gates + UPDATE, column, update, mask)
-        reset, candidate, update = gate_affine(reset, candidate, update, vectors, column, L)
-        _, z, new = ln_gates(reset, candidate, update, L.cell == 2)
         h = before(deter0, deter, row, b, t, B, L.D, column, keep[:, None] & real)
-        new += z * (h - new)
+        new = ln_gru_tile(reset, candidate, update, h, gates, vectors, column, mask, L, KEEP)
         write(deter + row * L.D, column, new, mask)
         if NARROW:
             write(deter_out, column, new, mask)
-
-
-@triton.jit
-def gate_affine(reset, candidate, update, vectors, column, L: tl.constexpr):
-    """Scale and shift of the three gates of a unit, which lie in the cell's own order."""
-    RESET: tl.constexpr = L.D if L.cell == 1 else 0
-    CANDIDATE: tl.constexpr = 2 * L.D if L.cell == 1 else L.D
-    UPDATE: tl.constexpr = 0 if L.cell == 1 else 2 * L.D
-    SCALE: tl.constexpr = L.vectors[4]
-    SHIFT: tl.constexpr = L.vectors[5]
-    N: tl.constexpr = 3 * L.D
-    reset *= vector(vectors, SCALE, RESET + column, N)
-    candidate *= vector(vectors, SCALE, CANDIDATE + column, N)
-    update *= vector(vectors, SCALE, UPDATE + column, N)
-    reset += vector(vectors, SHIFT, RESET + column, N)
-    candidate += vector(vectors, SHIFT, CANDIDATE + column, N)
-    update += vector(vectors, SHIFT, UPDATE + column, N)
-    return reset, candidate, update
 
 
 @triton.jit
@@ -296,13 +256,8 @@ def draw_gaussian(
         mean, raw = mean_and_raw(x, ok, weights, vectors, n, L.head, PRECISION, UPCAST)
         column = n + tl.arange(0, W.BN)
         mask = ok[:, None] & (column < L.S)[None, :]
-        std = std_of(raw, min_std, L.head.split)
-        write(mean_to + row * L.S, column, mean, mask)
-        write(std_to + row * L.S, column, std, mask)
-        e = read(noise + row * L.S, column, mask)
-        write(stoch + row * L.S, column, mean + std * e, mask)
-        if KEEP:
-            write(kept_raw, column, raw, mask)
+        gaussian_tile(noise, stoch, mean_to, std_to, kept_raw, row, mean, raw, column, mask,
+                      min_std, L, KEEP)  # fmt: skip
 
 
 @triton.jit
@@ -327,13 +282,8 @@ def draw_categorical(
         there = tl.reshape(ok[:, None] & (g < L.groups)[None, :], [ok.shape[0] * BG])
         at = tl.reshape(row[:, None] * L.groups + g[None, :], [ok.shape[0] * BG])
         mask = there[:, None] & real
-        probs = class_probs(read(logits_to + at * CLASSES, k, mask), real)
-        probs = (1.0 - unimix) * probs + unimix / CLASSES
         u = tl.load(noise + at, mask=there, other=0.0)
-        below = (tl.cumsum(probs, axis=1) <= u[:, None]) & real
-        # the last class covers a total rounded to below 1
-        index = tl.minimum(tl.sum(below.to(tl.int32), axis=1), CLASSES - 1)
-        one_hot = (k[None, :] == index[:, None]).to(tl.float32)
+        one_hot = drawn_class(read(logits_to + at * CLASSES, k, mask), u, real, unimix, CLASSES)
         write(stoch + at * CLASSES, k, one_hot, mask)
 
 

@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from fastrssm.kernels import rssm_hoisted
 from fastrssm.kernels.rssm_backward import rssm_backward_kernel
 from fastrssm.kernels.rssm_forward import rssm_forward_kernel
 from fastrssm.kernels.rssm_layout import Layout, Packing, Tiles, aligned, make_layout
@@ -19,6 +20,8 @@ DTYPES = {
     "bfloat16": (torch.bfloat16, "ieee"),
     "float16": (torch.float16, "ieee"),
 }
+# bytes of packed weights up to which one program streams them; predicted, see kernels/NOTES.md
+STREAMED = 6 << 20
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # elements of a tile of classes
 _CLASSES = 4096
@@ -32,6 +35,14 @@ class Scan(NamedTuple):
     tiles: Tiles
     dtype: torch.dtype
     precision: str
+    hoisted: bool
+
+
+class Packed(NamedTuple):
+    """All weights of a scan as one direction reads them."""
+
+    matrices: Tensor | list[Tensor]  # hoisted: one for each layer
+    vectors: Tensor
 
 
 def choose_tiles(precision: str, B: int) -> Tiles:
@@ -61,32 +72,34 @@ def make_scan(structure: Sequence[int], precision: str, B: int, *, forward: bool
     dtype, how = DTYPES[precision]
     narrow = dtype != torch.float32
     layout, packing = make_layout(tuple(structure), narrow, tiles, forward)
-    return Scan(layout, packing, tiles, dtype, how)
+    hoisted = packing.matrices * dtype.itemsize > STREAMED
+    return Scan(layout, packing, tiles, dtype, how, hoisted)
 
 
-def pack(scan: Scan, layers: Sequence[Sequence[Tensor | None]]) -> tuple[Tensor, Tensor]:
+def pack(scan: Scan, layers: Sequence[Sequence[Tensor | None]]) -> Packed:
     """Return the matrices and the vectors of all layers as the kernels read them.
 
     Args:
         scan: one direction.
         layers: weight, bias, scale and shift of each.
     """
-    like = next(x for x in layers[0] if x is not None)
-    # what no weight fills is zero and adds nothing
-    matrices = like.new_zeros(scan.packing.matrices, dtype=scan.dtype)
-    vectors = like.new_zeros(max(scan.packing.vectors, 1), dtype=torch.float32)
-    for source in scan.packing.sources:
-        weight = layers[source.layer][0]
-        assert weight is not None
-        weight = weight.flatten(0, -2)
-        part = weight[source.row :, source.column :][: source.rows, : source.columns]
-        part = part.mT if source.transposed else part
-        matrices.as_strided(part.shape, (source.ld, 1), source.at).copy_(part)
+    # other tensors than the caller's, whose end ends what is kept for them
+    weights = [layer[0].detach() for layer in layers if layer[0] is not None]
+    vectors = weights[0].new_zeros(max(scan.packing.vectors, 1), dtype=torch.float32)
     for layer, part, n, at in scan.packing.places:
         x = layers[layer][part]
         assert x is not None
         vectors[at : at + n].copy_(x.flatten())
-    return matrices, vectors
+    if scan.hoisted:
+        return Packed([x.to(scan.dtype) for x in weights], vectors)
+    # what no weight fills is zero and adds nothing
+    matrices = weights[0].new_zeros(scan.packing.matrices, dtype=scan.dtype)
+    for source in scan.packing.sources:
+        weight = weights[source.layer].flatten(0, -2)
+        part = weight[source.row :, source.column :][: source.rows, : source.columns]
+        part = part.mT if source.transposed else part
+        matrices.as_strided(part.shape, (source.ld, 1), source.at).copy_(part)
+    return Packed(matrices, vectors)
 
 
 def class_tile(layout: Layout, rows: int) -> tuple[int, int]:
@@ -108,7 +121,7 @@ def _options(scan: Scan) -> dict[str, object]:
 
 def forward(
     scan: Scan,
-    packed: tuple[Tensor, Tensor],
+    packed: Packed,
     inputs: Sequence[Tensor | None],
     results: Sequence[Tensor],
     operands: Tensor,
@@ -132,6 +145,11 @@ def forward(
     embed_proj, action, noise, action_noise, is_first, deter0, stoch0, policy_proj = inputs
     deter, stoch, stats0, stats1, drawn = results
     T, B, _ = deter.shape
+    if scan.hoisted:
+        rssm_hoisted.forward(
+            scan.layout, *packed, inputs, results, operands, reals, constants, keep=keep
+        )
+        return
     scratch = torch.empty(B, scan.layout.scratch, device=deter.device)
     rssm_forward_kernel[(triton.cdiv(B, scan.tiles.rows),)](
         *packed, embed_proj, action if scan.layout.policy is None else drawn, noise, action_noise,
@@ -142,7 +160,7 @@ def forward(
 
 def backward(
     scan: Scan,
-    packed: tuple[Tensor, Tensor],
+    packed: Packed,
     grads: Sequence[Tensor | None],
     inputs: Sequence[Tensor | None],
     results: Sequence[Tensor],
@@ -174,6 +192,12 @@ def backward(
     _, _, noise, action_noise, is_first, deter0, _, _ = inputs
     deter, _, stats0, _, action = results
     T, B, D = deter.shape
+    if scan.hoisted:
+        rssm_hoisted.backward(
+            scan.layout, *packed, grads, inputs, results, operands, reals, gradients,
+            state_grads, action_grad, unimix, learn=learn,
+        )  # fmt: skip
+        return
     between = torch.empty(B, 2 * D + scan.layout.S + scan.layout.A, device=deter.device)
     scratch = torch.empty(B, scan.layout.scratch, device=deter.device)
     rssm_backward_kernel[(triton.cdiv(B, scan.tiles.rows),)](

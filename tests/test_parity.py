@@ -26,14 +26,8 @@ SCAN_CARDS = {"rssm_scan", "rssm_plan", "rssm_cpu", "rssm_step", "rssm_triton"}
 PARTS = {
     "csrc/cpu": {"buffer", "gemm", "rssm_forward", "rssm_backward", "rssm_plan"},
     "csrc/cuda": {"probe"},
-    "kernels": {
-        "__init__",
-        "rssm_scan",
-        "rssm_layout",
-        "rssm_pointwise",
-        "rssm_forward",
-        "rssm_backward",
-    },
+    "kernels": {"__init__", "rssm_scan", "rssm_layout", "rssm_pointwise", "rssm_tiles"}
+    | {"rssm_forward", "rssm_backward", "rssm_step", "rssm_hoisted"},
 }
 
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from scan_runs import EVERY_OP, results, run, same, settled
+from scan_runs import NAMES, results, run, same, settled, sources, values_and_gradients
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fastrssm import ops
 from fastrssm.kernels import rssm_scan as kernel
@@ -30,7 +31,18 @@ CASES = {
     "one step": replace(BASE, T=1, B=1, projected=True),
 }
 CASES = {name: replace(case, name=name) for name, case in CASES.items()}
-EVERY_CASE = pytest.mark.parametrize("name", CASES)
+# each case with and without observations, with and without a policy; the rest with the slow tests
+QUICK = {(name, op) for name in CASES for op in (NAMES[0], NAMES[3])}
+QUICK |= {(name, op) for name in ("rssm", "rssmo_v2", "dreamer") for op in NAMES[1:3]}
+HOISTED = {("rssm", NAMES[2]), ("rssmo", NAMES[0]), ("dreamer", NAMES[3]), ("discrete", NAMES[1])}
+HALF = {("rssm", NAMES[2]), ("rssmo_v2", NAMES[3]), ("dreamer", NAMES[0])}
+
+
+def pairs(quick, names=tuple(CASES)):
+    """Every case with every op."""
+    found = [(name, op) for name in names for op in NAMES]
+    marked = [pytest.param(*x, marks=[] if x in quick else pytest.mark.slow) for x in found]
+    return pytest.mark.parametrize(("name", "op"), marked)
 
 
 @pytest.fixture(autouse=True)
@@ -69,10 +81,19 @@ def errors(got, exact):
     return torch.stack(found)
 
 
-@EVERY_OP
-@EVERY_CASE
+@pairs(QUICK)
 def test_float32_agrees_with_the_reference(name, op):
     case = CASES[name]
+    compare(case, op)
+
+
+@pairs(HOISTED)
+def test_hoisted_scans_agree_with_the_reference(name, op, monkeypatch):
+    monkeypatch.setattr(kernel, "STREAMED", 0)
+    compare(replace(CASES[name], B=min(CASES[name].B, 2), T=min(CASES[name].T, 2)), op)
+
+
+def compare(case, op):
     noise = settled(op, case)
     exact = run(op, case, torch.float64, "reference", noise)
     plain, got = (run(op, case, torch.float32, b, noise) for b in ("reference", "triton"))
@@ -80,8 +101,7 @@ def test_float32_agrees_with_the_reference(name, op):
     assert errors(got[0], exact[0])[0] < 1e-5
 
 
-@EVERY_OP
-@pytest.mark.parametrize("name", ["rssm", "rssmo_v2", "dreamer"])
+@pairs(HALF, ("rssm", "rssmo_v2", "dreamer"))
 def test_float16_is_as_good_as_autocast(name, op):
     """Both round at other places: a gradient of six numbers tells nothing, all of them do."""
     case = CASES[name]
@@ -98,20 +118,103 @@ def test_float16_is_as_good_as_autocast(name, op):
         assert found.square().mean().sqrt() <= 1.5 * allowed.square().mean().sqrt()
 
 
-@EVERY_OP
-def test_bfloat16_stays_within_its_caps(op):
+@pytest.mark.parametrize("streamed", [kernel.STREAMED, 0])
+@pytest.mark.parametrize("op", NAMES[2:])
+def test_bfloat16_stays_within_its_caps(op, streamed, monkeypatch):
     """The interpreter cuts bfloat16 off instead of rounding, so no closer bound holds here."""
-    exact = run(op, CASES["rssmo"], torch.float64, "reference")
+    monkeypatch.setattr(kernel, "STREAMED", streamed)
+    case = replace(CASES["rssmo"], B=2)
+    exact = run(op, case, torch.float64, "reference")
     with torch.autocast("cpu", torch.bfloat16):
-        got = run(op, CASES["rssmo"], torch.float32, "triton")
+        got = run(op, case, torch.float32, "triton")
     assert errors(got[0], exact[0]).max() < 3e-2
     assert errors(got[1], exact[1]).max() < 5e-2
 
 
-@EVERY_OP
-def test_without_gradient_nothing_else_changes(op):
-    args, options = CASES["rssmo"].arguments(op)
-    want = results(getattr(ops, op)(*args, **options, backend="triton"))
+@pytest.mark.parametrize("streamed", [kernel.STREAMED, 0])
+@pytest.mark.parametrize("name", ["rssmo", "discrete"])
+def test_without_gradient_nothing_else_changes(name, streamed, monkeypatch):
+    """Then memory of one step serves all steps."""
+    monkeypatch.setattr(kernel, "STREAMED", streamed)
+    args, options = replace(CASES[name], B=2).arguments("rssm_observe_policy")
+    want = results(ops.rssm_observe_policy(*args, **options, backend="triton"))
     with torch.no_grad():
-        got = results(getattr(ops, op)(*args, **options, backend="triton"))
+        got = results(ops.rssm_observe_policy(*args, **options, backend="triton"))
     assert same([got], [want])
+
+
+def test_frozen_world_model():
+    """The gradient of the policy alone, and then of nothing but a given action."""
+    case = CASES["rssm"]
+    args, options = case.arguments("rssm_observe_policy")
+    leaves, policy = sources(args, options), tree_leaves(args[-1])
+    every = values_and_gradients(ops.rssm_observe_policy, args, options, backend="triton")[1]
+    for x in leaves:
+        x.requires_grad_(any(x is y for y in policy))
+    some = values_and_gradients(ops.rssm_observe_policy, args, options, backend="triton")[1]
+    assert same([some], [[g for g, x in zip(every, leaves, strict=True) if x.requires_grad]])
+
+    args, options = case.arguments("rssm_imagine")
+    every = values_and_gradients(ops.rssm_imagine, args, options, backend="triton")[1]
+    for x in sources(args, options)[1:]:
+        x.requires_grad_(False)
+    some = values_and_gradients(ops.rssm_imagine, args, options, backend="triton")[1]
+    assert same([some], [every[:1]])
+
+
+def test_weights_are_packed_once_while_they_stay(monkeypatch):
+    packed, pack = [], kernel.pack
+    monkeypatch.setattr(kernel, "pack", lambda *args: packed.append(args) or pack(*args))
+    args, options = replace(CASES["rssm"], T=1, B=1).arguments("rssm_imagine")
+    weight = args[-1].cell_state.weight
+
+    def imagine():
+        return ops.rssm_imagine(*args, **options, backend="triton").deter
+
+    with torch.no_grad():
+        before = imagine()
+        assert torch.equal(imagine(), before)
+        assert len(packed) == 1
+        weight.mul_(0.5)
+        assert not torch.equal(imagine(), before)
+        assert len(packed) == 2
+    # what is learnt is packed anew for each direction, for changes through .data have no version
+    weight.data *= 2
+    assert torch.equal(imagine(), before)
+    imagine().sum().backward()
+    assert len(packed) == 5
+
+
+def test_layers_without_bias():
+    """As Dreamer has them; the CPU's kernels ask for a bias."""
+    args, options = replace(CASES["dreamer"], T=2).arguments("rssm_imagine", torch.float64)
+    noise = torch.full_like(args[1], 0.5)
+    weights = args[-1]._replace(cell_input=args[-1].cell_input._replace(bias=None))
+    found = []
+    for dtype, backend in (
+        (torch.float64, "reference"), (torch.float32, "reference"), (torch.float32, "triton"),
+    ):  # fmt: skip
+        given = tree_map(
+            lambda x, dtype=dtype: x.detach().to(dtype).requires_grad_(x is not noise)
+            if torch.is_tensor(x) else x,
+            [args[0], noise, *args[2:4], weights],
+        )  # fmt: skip
+        found.append(values_and_gradients(ops.rssm_imagine, given, options, backend=backend))
+    assert_all_match(found[2], found[0], found[1])
+    with pytest.raises(RuntimeError, match="backend 'cpu' is not available: .*cell_input has no"):
+        ops.rssm_imagine(*given, **options, backend="cpu")
+
+
+def test_an_explicit_request_never_falls_back():
+    args, options = CASES["rssm"].arguments("rssm_imagine", torch.float64)
+    with pytest.raises(RuntimeError, match="'triton' is not available: float64 runs on cpu and"):
+        ops.rssm_imagine(*args, **options, backend="triton")
+    args, options = replace(CASES["rssm"], hidden=0).arguments("rssm_imagine")
+    with pytest.raises(RuntimeError, match="'triton' is not available: .* or there are none"):
+        ops.rssm_imagine(*args, **options, backend="triton")
+
+
+def test_empty_batch():
+    values, gradients = run("rssm_observe", replace(CASES["rssm"], B=0), torch.float32, "triton")
+    assert values[0].shape == (3, 0, 24)
+    assert not any(g.any() for g in gradients)

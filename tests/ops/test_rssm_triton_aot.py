@@ -30,6 +30,7 @@ CASES = {
     "discrete": replace(DISCRETE, cell="ln_gru_a"),
     "dreamer": replace(DISCRETE, cell="ln_gru_d", unimix=0.01),
 }
+STREAMED = ("rssm_forward_kernel", "rssm_backward_kernel")
 OPS = ("rssm_observe", "rssm_imagine", "rssm_observe_policy", "rssm_imagine_policy")
 # bytes of shared memory that a program may have
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
@@ -51,10 +52,12 @@ def launches(jobs):
 def check(jobs):
     for job, kernels in zip(jobs, launches(jobs), strict=True):
         _, _, precision, B, capability = job
-        assert len(kernels) == 2, job
+        streamed = [x for x in kernels if x["name"] in STREAMED]
+        assert len(streamed) == (2 if len(kernels) == 2 else 0), job
         for found in kernels:
-            assert found["stack"] <= STACK, (job, found)
             assert found["shared"] <= SHARED[capability], (job, found)
+            assert found["stack"] <= (STACK if streamed else 0), (job, found)
+        for found in streamed:
             # what a stage leaves is read behind a barrier, and never through the cache of constants
             assert found["barriers"] >= 4, (job, found)
             assert found["constant_loads"] == 0, (job, found)
@@ -69,8 +72,8 @@ def check(jobs):
 
 
 def test_common_launches_fit():
-    check([("rssm", "rssm_observe_policy", "bfloat16", 50, 90),
-           ("dreamer", "rssm_imagine", "bfloat16", 50, 80)])  # fmt: skip
+    check([("rssm", "rssm_observe", "bfloat16", 50, 90),
+           ("discrete", "rssm_imagine_policy", "bfloat16", 50, 80)])  # fmt: skip
 
 
 @pytest.mark.slow
@@ -111,6 +114,7 @@ def _needs(compiled):
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     ptx = compiled.asm["ptx"]
     return {
+        "name": compiled.name,
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
         "shared": compiled.metadata.shared,

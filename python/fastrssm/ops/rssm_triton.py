@@ -12,7 +12,7 @@ from fastrssm.ops.rssm_plan import PARTS, SIZES, TensorTable
 
 if TYPE_CHECKING:
     from fastrssm.kernels.rssm_layout import Array, Net
-    from fastrssm.kernels.rssm_scan import Scan
+    from fastrssm.kernels.rssm_scan import Packed, Scan
 
 _PACKING = threading.Lock()
 Layers = list[list[Tensor | None]]
@@ -27,13 +27,13 @@ class _Packs:
     def __init__(self, weights: Sequence[Tensor]) -> None:
         # so that nothing else gets these addresses while they tell whose packs these are
         self._storages = [x.untyped_storage() for x in weights]
-        self._forms: dict[object, tuple[tuple[Tensor, Tensor], list[int]]] = {}
+        self._forms: dict[object, tuple[Packed, list[int]]] = {}
 
-    def get(self, scan: "Scan", weights: Sequence[Tensor], layers: Layers) -> tuple[Tensor, Tensor]:
+    def get(self, scan: "Scan", weights: Sequence[Tensor], layers: Layers) -> "Packed":
         from fastrssm.kernels import rssm_scan as kernel
 
         versions = [x._version for x in weights]
-        form = scan.packing, scan.dtype
+        form = scan.packing, scan.dtype, scan.hoisted
         with _PACKING:
             packed, of = self._forms.get(form, (None, None))
             if packed is None or of != versions:
@@ -47,7 +47,7 @@ _PACKS: TensorTable[_Packs] = TensorTable(8)
 
 def _packed(
     scan: "Scan", weights: Sequence[Tensor], structure: Sequence[int], *, learning: bool
-) -> tuple[Tensor, Tensor]:
+) -> "Packed":
     from fastrssm.kernels import rssm_scan as kernel
 
     layers = _spread(structure, weights)
@@ -168,13 +168,11 @@ class _Sums:
         """Fill [out, in] with sums of products of d [T * B, out] and x [T * B, in]."""
         if to is None:
             return
-        if d.dtype == torch.float32:
-            to.copy_(torch.mm(d.mT, x))
-        elif d.is_cuda:
-            to.copy_(torch.mm(d.mT, x, out_dtype=torch.float32))
+        if d.is_cuda and d.dtype != torch.float32:
+            torch.mm(d.mT, x, out_dtype=torch.float32, out=to)
         else:
-            # only the interpreter comes here
-            to.copy_(torch.mm(d.mT.float(), x.float()))
+            # not float32 here: only the interpreter
+            torch.mm(d.mT.float(), x.float(), out=to)
 
     def vectors(self, layer: list[Tensor | None], d: Tensor, affine: Any, hat: Any) -> None:
         """Fill the gradients of a bias and, from the arrays `affine` and `hat`, of a norm."""
