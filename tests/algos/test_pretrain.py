@@ -43,6 +43,13 @@ def test_a_run_leaves_what_it_promises(pretrained):
     assert json.loads((pretrained / "config.json").read_text())["args"]["rssm"]["deter"] == 16
 
 
+def test_the_inverse_dynamics_model_can_be_left_out(pretrain_args, pretrained, tmp_path):
+    train(Args(**(pretrain_args | {"updates": 2}), idm=False, out=str(tmp_path)))
+    rest = {name for name in weights(pretrained) if not name.startswith("world_model.idm.")}
+    assert weights(tmp_path).keys() == rest < weights(pretrained).keys()
+    assert "idm_loss" not in records(tmp_path)[0]
+
+
 def test_the_loss_falls(pretrain_args, tmp_path):
     changes = {"updates": 120, "log_every": 40, "eval_every": 0, "lr": 3e-3}
     train(Args(**(pretrain_args | changes), out=str(tmp_path)))

@@ -10,7 +10,7 @@ Differences from the original code:
 - the prediction error is measured on windows drawn by a sampler of its own, not on the last batch.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +53,8 @@ class Args:
     """World model of the paper (rssm for walker, rssmo for cheetah), or of its second version."""
     rssm: Sizes = field(default_factory=Sizes)
     """Sizes that replace those of the preset."""
+    idm: bool = True
+    """Learn an inverse dynamics model beside, which `aime --use-idm` needs."""
     updates: int = 100_000
     """Gradient steps."""
     batch_size: int = 50
@@ -130,6 +132,8 @@ def train(args: Args) -> None:
     if args.horizon < 2:
         raise ValueError(f"--horizon is {args.horizon}, expected at least 2")
     model_config = build_config(args.env, args.preset, args.setup, args.rssm)
+    if not args.idm:
+        model_config = replace(model_config, idm="none")
     device = choose_device(args.device, args.threads, args.matmul_precision)
     columns = (*model_config.inputs, *model_config.targets, *model_config.probes, "pre_action")
     flags = (TERMINAL,) if model_config.terminal else ()
