@@ -39,6 +39,7 @@ BENCHES = {
     "gpu-W3": "bench.ops.bench_rssm_cuda:w3",
     "gpu-W3-imagine": "bench.ops.bench_rssm_cuda:w3_imagine",
     "gpu-W6": "bench.ops.bench_rssm_cuda:w6",
+    "gpu-torchrl": "bench.ops.bench_rssm_cuda:torchrl",
     "gpu-batches": "bench.ops.bench_rssm_cuda:batches",
     "gpu-rehearsal": "bench.ops.bench_rssm_cuda:rehearsal",
 }

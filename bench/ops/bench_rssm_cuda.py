@@ -1,8 +1,9 @@
 """The sequences of bench_rssm_scan on a GPU: workloads W1, W2, W3 and W6, and W1 at many batches.
 
 Peers: the textbook loop as it is, in one CUDA graph, and with its step compiled by the mode
-reduce-overhead; the hoisted loop in one graph, plain and with its step compiled. Nothing of
-torch.distributions, and so no validation, is in any. Each is compared with float64 before it is
+reduce-overhead; the hoisted loop in one graph, plain and with its step compiled; torchrl's rollouts
+where it is installed and has such a network, without norms. Nothing of torch.distributions, and so
+no validation, is in the others. Each is compared with float64 before it is
 timed; its note is its relative error, what its first calls took, and the memory they needed.
 
 tf32: float32 with products of TF32. bfloat16: autocast, and a hoisted peer whose products alone are
@@ -10,9 +11,11 @@ bfloat16. With a categorical latent such rounding draws other classes, so only t
 compared. The limit is one large product of cuBLAS with as many operations.
 """
 
+import importlib.util
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -26,9 +29,11 @@ from fastrssm.models.config import AIME_RSSM, AIME_RSSMO, AIME_V2_DISCRETE
 
 MODES = ("fwd", "fwdbwd")
 W1 = Case("W1 rssm, 50 x 50", AIME_RSSM, embed=24, batch=50, length=50)
+W2 = Case("W2 rssmo, 50 x 50", AIME_RSSMO, embed=512, batch=50, length=50)
+W3 = Case("W3 discrete, 16 x 64", AIME_V2_DISCRETE, embed=1024, batch=16, length=64)
 BATCHES = (1024, 16384, 256, 16, 4096, 1)
 # a graph beats a loop, and compiling takes most of the time there is
-SLOW = ("textbook", "textbook-reduce-overhead")
+SLOW = ("textbook", "textbook-reduce-overhead", "torchrl", "torchrl-compiled")
 TINY = replace(AIME_RSSM, deter=16, stoch=4, hidden=8)
 # a relative error that no rounding explains
 _WRONG = 0.2
@@ -62,9 +67,10 @@ def backends(device):
     return [name for name in names if able[name] is None]
 
 
-def calls(problem, run, modes, capture, mixed):
+def calls(problem, run, modes, capture, mixed, learnt=None):
     """The calls of a provider by mode, as they are or `capture`d; mixed: under autocast."""
-    learnt, device = problem.learnt(), problem.noise.device.type
+    learnt = problem.learnt() if learnt is None else learnt
+    device = problem.noise.device.type
 
     def results():
         # what autocast leaves in float32 is TF32 as well
@@ -105,6 +111,12 @@ def makers(problem, dtype, modes):
         "hoisted-graph": make(hoist, graph, mixed=False),
         "hoisted-compiled-graph": make(lambda: hoist(compiled), graph, mixed=False),
     }
+    joint = problem.rssm.config.heads == "joint" and problem.policy is None
+    if joint and importlib.util.find_spec("torchrl") is not None:
+        from bench.ops import rssm_torchrl
+
+        for name, (run, learnt) in rssm_torchrl.sequences(problem).items():
+            found[name] = partial(calls, problem, run, modes, _as_it_is, bfloat16, learnt)
     for backend in backends(device):
         found[f"fastrssm-{backend}"] = make(lambda b=backend: ours(problem, b), _as_it_is)
         found[f"fastrssm-{backend}-graph"] = make(lambda b=backend: ours(problem, b), graph)
@@ -115,8 +127,12 @@ def _as_it_is(call):
     return call
 
 
-def checked(made, exact, first_step_only):
+def checked(name, made, exact, first_step_only):
     """Call once and compare; return what is said of the provider."""
+    if name.startswith("torchrl"):
+        for call in made.values():
+            call()
+        return ["another network"]
     error = exact.states_error(made["fwd"](), 1 if first_step_only else None)
     said = [f"error {error:.1e}{' of the first step' if first_step_only else ''}"]
     gradients = made["fwdbwd"]() if "fwdbwd" in made else None
@@ -136,7 +152,7 @@ def operations(case, mode):
     return case.batch * peak.flop(run[mode])
 
 
-def prepared(maker, exact, first_step_only, device):
+def prepared(name, maker, exact, first_step_only, device):
     """Make a provider; return its calls and what is said of it."""
     start = time.perf_counter()
     if device == "cuda":
@@ -145,7 +161,7 @@ def prepared(maker, exact, first_step_only, device):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     made = maker()
-    said = checked(made, exact, first_step_only)
+    said = checked(name, made, exact, first_step_only)
     said.append(f"first calls {time.perf_counter() - start:.1f} s")
     if device == "cuda":
         peak_bytes = torch.cuda.max_memory_allocated() - before
@@ -164,7 +180,8 @@ def sequences(case, dtypes, *, rounds=50, modes=MODES, without=(), device="cuda"
             if name in without:
                 continue
             try:
-                found[name], notes[name] = prepared(maker, exact, first_step_only, device)
+                made = prepared(name, maker, exact, first_step_only, device)
+                found[name], notes[name] = made
             except Exception as error:
                 # it becomes the row of the provider
                 reason = str(error).strip().splitlines() or [""]
@@ -187,13 +204,18 @@ def w1(threads):
 
 
 def w2(threads):
-    case = Case("W2 rssmo, 50 x 50", AIME_RSSMO, embed=512, batch=50, length=50)
-    return sequences(case, ("bfloat16", "tf32"), without=SLOW)
+    return sequences(W2, ("bfloat16", "tf32"), without=SLOW)
 
 
 def w3(threads):
-    case = Case("W3 discrete, 16 x 64", AIME_V2_DISCRETE, embed=1024, batch=16, length=64)
-    return sequences(case, ("bfloat16", "tf32"), without=SLOW)
+    return sequences(W3, ("bfloat16", "tf32"), without=SLOW)
+
+
+def torchrl(threads):
+    """Measure torchrl beside ours, apart from the other peers: it compiles for a minute."""
+    others = ("textbook", "textbook-reduce-overhead", "textbook-graph", "hoisted-compiled-graph")
+    for case in (W3, W2):
+        yield from sequences(case, ("bfloat16",), without=others)
 
 
 def w3_imagine(threads):

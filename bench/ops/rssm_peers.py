@@ -71,6 +71,16 @@ def _head(rssm, head, x):
     return mean, 2 * torch.sigmoid(raw / 2) + config.min_std
 
 
+def _recur(cell, x, deter):
+    if not (x.is_cuda and torch.compiler.is_compiling()):
+        return cell(x, deter)
+    # the compiler does not know the fused cell of a GPU
+    xr, xz, xn = F.linear(x, cell.weight_ih, cell.bias_ih).chunk(3, -1)
+    hr, hz, hn = F.linear(deter, cell.weight_hh, cell.bias_hh).chunk(3, -1)
+    new = torch.tanh(xn + torch.sigmoid(xr + hr) * hn)
+    return torch.lerp(new, deter.to(new.dtype), torch.sigmoid(xz + hz))
+
+
 def textbook_step(rssm, policy, compare, deter, stoch, action, embed, noise, action_noise):
     """One step: next state, action, prior to compare with if wanted, statistics of the state."""
     if policy is not None:
@@ -82,7 +92,7 @@ def textbook_step(rssm, policy, compare, deter, stoch, action, embed, noise, act
         x = rssm.pre_memory.net(x)
     cell = rssm.memory_cell
     if isinstance(cell, torch.nn.GRUCell):
-        deter = cell(x, deter)
+        deter = _recur(cell, x, deter)
     else:
         z, r, o = cell.norm(cell.input_layer(torch.cat((x, deter), -1))).chunk(3, -1)
         z = torch.sigmoid(z)

@@ -65,9 +65,9 @@ def sequences(problem):
     embed.requires_grad_()
     shape = action.shape[:2]
     torch.manual_seed(0)
-    nets = _networks(config, embed.shape[-1], action.shape[-1])
+    nets = [net.to(embed.device) for net in _networks(config, embed.shape[-1], action.shape[-1])]
     zeros = {
-        name: torch.zeros(*shape, size)
+        name: embed.new_zeros(*shape, size)
         for name, size in (("state", config.stoch), ("belief", config.deter))
     }
 
