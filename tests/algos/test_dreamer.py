@@ -8,7 +8,7 @@ import torch
 from online import TINY, Killed, assert_same_run, kill_at, records
 
 import fastrssm
-from fastrssm.algos import dreamer, pretrain
+from fastrssm.algos import dreamer, plan2explore, pretrain
 from fastrssm.algos.dreamer import Args, build_config, train
 from fastrssm.data import info
 from fastrssm.models.behaviour import (
@@ -25,7 +25,7 @@ from fastrssm.models.world_model import WorldModel
 from fastrssm.run.checkpoint import load_checkpoint
 from fastrssm.run.evaluate import evaluate
 from fastrssm.run.model_agent import load_agent
-from fastrssm.run.online import episodes_after, total_updates
+from fastrssm.run.online import check_online, episodes_after, total_updates
 from fastrssm.run.start import Sizes
 
 
@@ -46,6 +46,14 @@ def test_the_defaults_are_the_papers():
     assert total_updates(args) == 100 + 995 * 100
     # an episode after every hundred updates of everything
     assert [episodes_after(args, n) for n in (0, 199, 200, 300, 99_600)] == [5, 5, 6, 7, 1000]
+
+
+@pytest.mark.parametrize("algorithm", [dreamer, plan2explore])
+def test_the_scale_for_a_cpu_is_a_whole_run(algorithm):
+    args = algorithm.Args(env="cheetah-run", out="", **algorithm.SCALES["cpu"])
+    assert check_online(args).rssm.deter == 256
+    assert total_updates(args) == 25_500
+    assert episodes_after(args, 25_500) == args.episodes
 
 
 @pytest.mark.parametrize(("preset", "parameters"), [("rssmo", 6_519_965), ("rssm", 2_395_966)])
