@@ -34,34 +34,37 @@ void define_categorical_kl(py::module_& m) {
   m.def(
       "categorical_kl_forward",
       [](int threads, const std::string& dtype, Size N, Size G, Size K, Address post_logits,
-         Address prior_logits, Address kl, Address post_unit, Address prior_unit, double unimix) {
-        with_type(dtype, [&](auto zero) {
-          using T = decltype(zero);
-          fastrssm::cpu::categorical_kl_forward(at<const T>(post_logits), at<const T>(prior_logits),
-                                                at<fastrssm::ComputeOf<T>>(kl), at<T>(post_unit),
-                                                at<T>(prior_unit), N, G, K, unimix, threads);
-        });
-      },
-      py::arg("threads"), py::arg("dtype"), py::arg("N"), py::arg("G"), py::arg("K"),
-      py::arg("post_logits"), py::arg("prior_logits"), py::arg("kl"), py::arg("post_unit"),
-      py::arg("prior_unit"), py::arg("unimix"));
-  m.def(
-      "categorical_kl_backward",
-      [](int threads, const std::string& dtype, Size N, Size S, Address grad, Address kl,
-         Address post_unit, Address prior_unit, Address post_grad, Address prior_grad,
-         double post_scale, double prior_scale, double free_nats) {
+         Address prior_logits, Address kl, Address statistics, double unimix) {
         with_type(dtype, [&](auto zero) {
           using T = decltype(zero);
           using A = fastrssm::ComputeOf<T>;
-          fastrssm::cpu::categorical_kl_backward(at<const A>(grad), at<const A>(kl),
-                                                 at<const T>(post_unit), at<const T>(prior_unit),
-                                                 at<T>(post_grad), at<T>(prior_grad), N, S,
-                                                 post_scale, prior_scale, free_nats, threads);
+          fastrssm::cpu::categorical_kl_forward(at<const T>(post_logits), at<const T>(prior_logits),
+                                                at<A>(kl), at<A>(statistics), N, G, K, unimix,
+                                                threads);
         });
       },
-      py::arg("threads"), py::arg("dtype"), py::arg("N"), py::arg("S"), py::arg("grad"),
-      py::arg("kl"), py::arg("post_unit"), py::arg("prior_unit"), py::arg("post_grad"),
-      py::arg("prior_grad"), py::arg("post_scale"), py::arg("prior_scale"), py::arg("free_nats"));
+      py::arg("threads"), py::arg("dtype"), py::arg("N"), py::arg("G"), py::arg("K"),
+      py::arg("post_logits"), py::arg("prior_logits"), py::arg("kl"), py::arg("statistics"),
+      py::arg("unimix"));
+  m.def(
+      "categorical_kl_backward",
+      [](int threads, const std::string& dtype, Size N, Size G, Size K, Address grad,
+         Address post_logits, Address prior_logits, Address kl, Address statistics,
+         Address post_grad, Address prior_grad, double unimix, double post_scale,
+         double prior_scale, double free_nats) {
+        with_type(dtype, [&](auto zero) {
+          using T = decltype(zero);
+          using A = fastrssm::ComputeOf<T>;
+          fastrssm::cpu::categorical_kl_backward(
+              at<const A>(grad), at<const T>(post_logits), at<const T>(prior_logits),
+              at<const A>(kl), at<const A>(statistics), at<T>(post_grad), at<T>(prior_grad), N, G,
+              K, unimix, post_scale, prior_scale, free_nats, threads);
+        });
+      },
+      py::arg("threads"), py::arg("dtype"), py::arg("N"), py::arg("G"), py::arg("K"),
+      py::arg("grad"), py::arg("post_logits"), py::arg("prior_logits"), py::arg("kl"),
+      py::arg("statistics"), py::arg("post_grad"), py::arg("prior_grad"), py::arg("unimix"),
+      py::arg("post_scale"), py::arg("prior_scale"), py::arg("free_nats"));
 }
 
 void define_gaussian_nll(py::module_& m) {

@@ -57,6 +57,38 @@ FASTRSSM_HD float log_of(float x) {
 #endif
 }
 
+FASTRSSM_HD double log_of_ratio(double x) { return std::log(x); }
+
+// Of x in [2^-126, 2^126], in half the instructions of log_of. Largest error 1.3 ulp; a NaN gives
+// NaN.
+FASTRSSM_HD float log_of_ratio(float x) {
+#ifdef __CUDA_ARCH__
+  return logf(x);
+#else
+  constexpr std::uint32_t kSqrtHalf = 0x3f3504f3u;  // bits of sqrt(1/2)
+  constexpr float kLn2 = 0.693147182f;
+  // x = 2^exponent * mantissa with mantissa in [sqrt(1/2), sqrt(2))
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const std::uint32_t exponent_bits = (bits - kSqrtHalf) & 0xff800000u;
+  const float exponent_2p23 = static_cast<float>(static_cast<std::int32_t>(exponent_bits));
+  bits = 0x3f800000u - exponent_bits;
+  float inverse_power;
+  std::memcpy(&inverse_power, &bits, sizeof inverse_power);
+  // log(1 + f) = f + f^2 p(f), of minimal relative error 3e-8
+  const float f = x * inverse_power - 1.0f;
+  float p = 0.0870043933f;
+  p = p * f + -0.142674893f;
+  p = p * f + 0.149147674f;
+  p = p * f + -0.16577585f;
+  p = p * f + 0.199630648f;
+  p = p * f + -0.250013381f;
+  p = p * f + 0.333339095f;
+  p = p * f + -0.5f;
+  return exponent_2p23 * (kLn2 * 0x1p-23f) + (p * f * f + f);
+#endif
+}
+
 FASTRSSM_HD double exp_of(double x) { return std::exp(x); }
 FASTRSSM_HD double expm1_of(double x) { return std::expm1(x); }
 FASTRSSM_HD double tanh_of(double x) { return std::tanh(x); }
@@ -102,6 +134,37 @@ FASTRSSM_HD float exp_of(float x) {
   const auto [power, minus_1] = exponential_of(x);
   const float finite = x < -87.0f ? 0.0f : power + power * minus_1;
   return x > 88.3f ? kInfinity : finite;
+#endif
+}
+
+FASTRSSM_HD double exp_of_difference(double x) { return std::exp(x); }
+
+// exp of a difference x <= 0 of rounded numbers, about as exact as such a difference is, in two
+// thirds of the instructions of exp_of. Largest error 2 ulp for x >= -1; below, x rounded to its
+// nearest float may be off by as much as this is. Zero below -87; a NaN gives NaN.
+FASTRSSM_HD float exp_of_difference(float x) {
+#ifdef __CUDA_ARCH__
+  return expf(x);
+#else
+  constexpr float kLog2E = 1.44269504f;
+  constexpr float kLn2 = 0.693147182f;
+  // 1.5 * 2^23: adding it rounds to an integer; and the bias of an exponent
+  constexpr float kRound = 12582912.0f + 127.0f;
+  const float shifted = x * kLog2E + kRound;
+  const float r = x - (shifted - kRound) * kLn2;
+  // exp(r) of minimal relative error 9e-8 for |r| <= ln 2 / 2
+  float p = 8.29030667e-3f;
+  p = p * r + 4.18979749e-2f;
+  p = p * r + 1.66676372e-1f;
+  p = p * r + 4.99991506e-1f;
+  p = p * r + 9.99999702e-1f;
+  p = p * r + 1.0f;
+  std::uint32_t bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits <<= 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return x < -87.0f ? 0.0f : power * p;
 #endif
 }
 

@@ -1,5 +1,7 @@
+#include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "common/math.h"
 #include "common/number.h"
@@ -7,259 +9,302 @@
 #include "cpu/rows.h"
 #include "cpu/simd.h"
 
+// also for lambdas; what is not inlined is not compiled for the processor at hand
+#define FASTRSSM_INLINE __attribute__((always_inline))
+
 namespace fastrssm::cpu {
 namespace {
 
-// What is kept of the groups at hand between passes over their classes, each padded to whole lines
-// of lanes. A padding has probability 0 in both distributions and the same mixture, so it adds
-// nothing.
+// One line of lanes for each of kLanes variables.
 template <typename A>
-struct Scratch {
-  // exponentials of the logits, less the largest; of a mixture the softmaxes
-  A post[kMostClasses], prior[kMostClasses];
-  // of the mixtures
-  A ratio[kMostClasses], log_ratio[kMostClasses];
+using Lines = A[kLanes][kLanes];
+
+// What is found of kLanes variables: the statistics of ops.h, and the KL.
+template <typename A>
+struct Found {
+  A statistics[kStatistics][kLanes], kl[kLanes];
 };
 
-// That of one kept.
-template <typename A>
-struct Kept {
-  A *post, *prior, *ratio, *log_ratio;
+constexpr std::int64_t whole_lines(std::int64_t K) { return (K + kLanes - 1) / kLanes * kLanes; }
 
-  Kept(Scratch<A>& scratch, std::int64_t at)
-      : post(scratch.post + at),
-        prior(scratch.prior + at),
-        ratio(scratch.ratio + at),
-        log_ratio(scratch.log_ratio + at) {}
-};
+// Lines that are handled at once; kClasses is K where that is known at compile time, else 0.
+template <int kClasses>
+constexpr int kLines = std::max(1, kClasses / kLanes);
 
-// Over the classes of a kept.
-template <typename A>
-struct Sums {
-  A largest_post, largest_prior;
-  A post, prior;  // of the exponentials
-  A difference;   // of (post logit - prior logit) weighted by the exponential of the first
-};
-
-template <typename A>
-[[gnu::always_inline]] inline A larger(A a, A b) {
-  return a > b ? a : b;
-}
-
-// A line of logits, less `shift`; where there are none, `padding`.
-template <typename T, typename A>
-[[gnu::always_inline]] inline void load(const T* logits, std::int64_t count, A shift, A padding,
-                                        A (&line)[kLanes]) {
-  if (count >= kLanes) {
-#pragma omp simd
-    for (int i = 0; i < kLanes; ++i) line[i] = widen(logits[i]) - shift;
+// Calls run(full, k) for the classes from k on that fit in kLines lines; `full` if all of them
+// exist.
+template <int kClasses, typename Run>
+FASTRSSM_INLINE inline void for_lines(std::int64_t K, Run run) {
+  if constexpr (kClasses > 0) {
+    run(std::true_type(), std::int64_t{0});
   } else {
-#pragma omp simd
-    for (int i = 0; i < kLanes; ++i) line[i] = i < count ? widen(logits[i]) - shift : padding;
+    std::int64_t k = 0;
+    for (; k + kLanes <= K; k += kLanes) run(std::true_type(), k);
+    if (k < K) run(std::false_type(), k);
   }
 }
 
-template <typename T>
-[[gnu::always_inline]] inline ComputeOf<T> largest(const T* logits, std::int64_t K) {
-  using A = ComputeOf<T>;
+template <int kClasses, typename T, typename A>
+FASTRSSM_INLINE inline void largest(const T* logits, std::int64_t K, A (&found)[kLanes]) {
   constexpr A kLeast = -std::numeric_limits<A>::infinity();
-  A found[kLanes], line[kLanes], half[8], quarter[4];
-  load(logits, K, A(0), kLeast, found);
-  for (std::int64_t k = kLanes; k < K; k += kLanes) {
-    load(logits + k, K - k, A(0), kLeast, line);
-#pragma omp simd
-    for (int i = 0; i < kLanes; ++i) found[i] = larger(line[i], found[i]);
-  }
-#pragma omp simd
-  for (int i = 0; i < 8; ++i) half[i] = larger(found[i], found[i + 8]);
-#pragma omp simd
-  for (int i = 0; i < 4; ++i) quarter[i] = larger(half[i], half[i + 4]);
-  return larger(larger(quarter[0], quarter[2]), larger(quarter[1], quarter[3]));
-}
-
-// kept.post, kept.prior and the rest of sums, whose largest logits are known
-template <typename T>
-[[gnu::always_inline]] inline void exponentials(const T* post, const T* prior, std::int64_t K,
-                                                Kept<ComputeOf<T>> kept, Sums<ComputeOf<T>>& sums) {
-  using A = ComputeOf<T>;
-  constexpr A kVanishing = -1e4;
-  A post_sum[kLanes] = {}, prior_sum[kLanes] = {}, difference[kLanes] = {};
-  for (std::int64_t k = 0; k < K; k += kLanes) {
-    A a[kLanes], b[kLanes];
-    load(post + k, K - k, sums.largest_post, kVanishing, a);
-    load(prior + k, K - k, sums.largest_prior, kVanishing, b);
+  std::fill_n(found, kLanes, kLeast);
+  for_lines<kClasses>(K, [&](auto full, std::int64_t first) FASTRSSM_INLINE {
 #pragma omp simd
     for (int i = 0; i < kLanes; ++i) {
-      const A post_exp = exp_of(a[i]), prior_exp = exp_of(b[i]);
-      post_sum[i] += post_exp;
-      prior_sum[i] += prior_exp;
-      difference[i] += post_exp * (a[i] - b[i]);
-      kept.post[k + i] = post_exp;
-      kept.prior[k + i] = prior_exp;
+      A most = found[i];
+#pragma GCC unroll 4
+      for (int line = 0; line < kLines<kClasses>; ++line) {
+        const std::int64_t k = first + line * kLanes + i;
+        const A x = full || k < K ? widen(logits[k]) : kLeast;
+        most = x > most ? x : most;
+      }
+      found[i] = most;
     }
-  }
-  sums.post = total(post_sum);
-  sums.prior = total(prior_sum);
-  sums.difference = total(difference);
+  });
 }
 
-// Sums over the mixtures q = (1 - unimix) s + unimix / K and p, from softmaxes s and t.
-template <typename A>
-struct MixedSums {
-  A kl;         // q log(q / p)
-  A log_ratio;  // s log(q / p)
-  A ratio;      // t q / p
-};
-
-// kept.post, kept.prior: exponentials -> softmaxes
-template <typename A>
-[[gnu::always_inline]] inline MixedSums<A> mix(const Sums<A>& sums, std::int64_t K, A unimix,
-                                               Kept<A> kept) {
-  const A post_scale = A(1) / sums.post, prior_scale = A(1) / sums.prior;
-  const A share = A(1) - unimix, uniform = unimix / A(K);
-  A kl[kLanes] = {}, log_ratios[kLanes] = {}, ratios[kLanes] = {};
-  for (std::int64_t k = 0; k < K; k += kLanes) {
+// Sums the exponentials of logits less the largest, and the differences of those logits weighted by
+// the exponentials of the posterior. Keeps the exponentials, of whole lines, unless post_exp is
+// null.
+template <int kClasses, typename T, typename A>
+FASTRSSM_INLINE inline void add_exponentials(const T* post, const T* prior, std::int64_t K,
+                                             A post_largest, A prior_largest, A* post_exp,
+                                             A* prior_exp, A (&post_sum)[kLanes],
+                                             A (&prior_sum)[kLanes], A (&difference)[kLanes]) {
+  // its exponential is zero
+  constexpr A kPadding = -1e4;
+  std::fill_n(post_sum, kLanes, A(0));
+  std::fill_n(prior_sum, kLanes, A(0));
+  std::fill_n(difference, kLanes, A(0));
+  for_lines<kClasses>(K, [&](auto full, std::int64_t first) FASTRSSM_INLINE {
 #pragma omp simd
     for (int i = 0; i < kLanes; ++i) {
-      const A s = kept.post[k + i] * post_scale, t = kept.prior[k + i] * prior_scale;
-      const A q = share * s + uniform, p = share * t + uniform;
-      const A ratio = q / p, log_ratio = log_of(ratio);
-      kl[i] += q * log_ratio;
-      log_ratios[i] += s * log_ratio;
-      ratios[i] += t * ratio;
-      kept.post[k + i] = s;
-      kept.prior[k + i] = t;
-      kept.ratio[k + i] = ratio;
-      kept.log_ratio[k + i] = log_ratio;
+      A u = 0, v = 0, d = 0;
+#pragma GCC unroll 4
+      for (int line = 0; line < kLines<kClasses>; ++line) {
+        const std::int64_t k = first + line * kLanes + i;
+        const A a = full || k < K ? widen(post[k]) - post_largest : kPadding;
+        const A b = full || k < K ? widen(prior[k]) - prior_largest : kPadding;
+        const A exp_a = exp_of_difference(a), exp_b = exp_of_difference(b);
+        u += exp_a;
+        v += exp_b;
+        d += exp_a * (a - b);
+        if (post_exp != nullptr) {
+          post_exp[k] = exp_a;
+          prior_exp[k] = exp_b;
+        }
+      }
+      post_sum[i] += u;
+      prior_sum[i] += v;
+      difference[i] += d;
+    }
+  });
+}
+
+// Sums over the mixtures q and p, exponentials times a share plus a uniform probability:
+// q log(q / p), exp_q log(q / p) and exp_p q / p. Of padding q and p are equal.
+template <int kClasses, typename A>
+FASTRSSM_INLINE inline void add_mixtures(const A* post_exp, const A* prior_exp, std::int64_t K,
+                                         A post_share, A prior_share, A uniform, A (&kl)[kLanes],
+                                         A (&log_ratio)[kLanes], A (&ratio)[kLanes]) {
+  std::fill_n(kl, kLanes, A(0));
+  std::fill_n(log_ratio, kLanes, A(0));
+  std::fill_n(ratio, kLanes, A(0));
+  for_lines<kClasses>(K, [&](auto, std::int64_t first) FASTRSSM_INLINE {
+#pragma omp simd
+    for (int i = 0; i < kLanes; ++i) {
+      A u = 0, v = 0, w = 0;
+#pragma GCC unroll 4
+      for (int line = 0; line < kLines<kClasses>; ++line) {
+        const std::int64_t k = first + line * kLanes + i;
+        const A q = post_share * post_exp[k] + uniform, p = prior_share * prior_exp[k] + uniform;
+        const A quotient = q / p, log_quotient = log_of_ratio(quotient);
+        u += q * log_quotient;
+        v += post_exp[k] * log_quotient;
+        w += prior_exp[k] * quotient;
+      }
+      kl[i] += u;
+      log_ratio[i] += v;
+      ratio[i] += w;
+    }
+  });
+}
+
+// The KL of `count` variables, at most kLanes, step by step: those of one would wait for each
+// other.
+template <int kClasses, typename T, typename A>
+FASTRSSM_INLINE inline void find(const T* post, const T* prior, std::int64_t count, std::int64_t K,
+                                 A unimix, Lines<A> (&lines)[3], Found<A>& found) {
+  auto& [post_largest, prior_largest, post_scale, prior_scale, log_ratio, ratio] = found.statistics;
+  auto& [one, two, three] = lines;
+  for (std::int64_t g = 0; g < count; ++g) {
+    largest<kClasses>(post + g * K, K, one[g]);
+    largest<kClasses>(prior + g * K, K, two[g]);
+  }
+  join_lanes(one, post_largest, Larger());
+  join_lanes(two, prior_largest, Larger());
+  A prior_sum[kLanes];
+  if (unimix > A(0)) {
+    const A share = A(1) - unimix, uniform = unimix / A(K);
+    const std::int64_t width = whole_lines(K);
+    A post_exp[kMostClasses], prior_exp[kMostClasses];
+    for (std::int64_t g = 0; g < count; ++g) {
+      add_exponentials<kClasses>(post + g * K, prior + g * K, K, post_largest[g], prior_largest[g],
+                                 post_exp + g * width, prior_exp + g * width, one[g], two[g],
+                                 three[g]);
+    }
+    join_lanes(one, post_scale, Plus());
+    join_lanes(two, prior_scale, Plus());
+#pragma omp simd
+    for (int g = 0; g < kLanes; ++g) {
+      post_scale[g] = A(1) / post_scale[g];
+      prior_scale[g] = A(1) / prior_scale[g];
+    }
+    for (std::int64_t g = 0; g < count; ++g) {
+      add_mixtures<kClasses>(post_exp + g * width, prior_exp + g * width, K, share * post_scale[g],
+                             share * prior_scale[g], uniform, one[g], two[g], three[g]);
+    }
+    join_lanes(one, found.kl, Plus());
+    join_lanes(two, log_ratio, Plus());
+    join_lanes(three, ratio, Plus());
+#pragma omp simd
+    for (int g = 0; g < kLanes; ++g) {
+      log_ratio[g] *= post_scale[g];
+      ratio[g] *= prior_scale[g];
+    }
+  } else {
+    for (std::int64_t g = 0; g < count; ++g) {
+      add_exponentials<kClasses>(post + g * K, prior + g * K, K, post_largest[g], prior_largest[g],
+                                 static_cast<A*>(nullptr), static_cast<A*>(nullptr), one[g], two[g],
+                                 three[g]);
+    }
+    join_lanes(one, post_scale, Plus());
+    join_lanes(two, prior_sum, Plus());
+    join_lanes(three, log_ratio, Plus());
+#pragma omp simd
+    for (int g = 0; g < kLanes; ++g) {
+      post_scale[g] = A(1) / post_scale[g];
+      prior_scale[g] = A(1) / prior_sum[g];
+      log_ratio[g] *= post_scale[g];
+      ratio[g] = A(1);
+      found.kl[g] = log_ratio[g] + log_of(prior_sum[g] * post_scale[g]);
     }
   }
-  return {total(kl), total(log_ratios), total(ratios)};
 }
 
-// The unit gradients of a group whose softmaxes were mixed.
-template <typename T, typename A>
-[[gnu::always_inline]] inline void mixed_units(const MixedSums<A>& mixed, Kept<A> kept,
-                                               std::int64_t K, A unimix, T* post_unit,
-                                               T* prior_unit) {
-  const A share = A(1) - unimix;
-#pragma omp simd
-  for (std::int64_t k = 0; k < K; ++k) {
-    narrow(share * kept.post[k] * (kept.log_ratio[k] - mixed.log_ratio), post_unit + k);
-    narrow(share * kept.prior[k] * (mixed.ratio - kept.ratio[k]), prior_unit + k);
-  }
-}
-
-// The same without a mixture, where the gradients simplify.
-template <typename T, typename A>
-[[gnu::always_inline]] inline void plain_units(const Sums<A>& sums, Kept<A> kept, const T* post,
-                                               const T* prior, std::int64_t K, T* post_unit,
-                                               T* prior_unit) {
-  const A post_scale = A(1) / sums.post, prior_scale = A(1) / sums.prior;
-  const A mean = sums.difference * post_scale;
-#pragma omp simd
-  for (std::int64_t k = 0; k < K; ++k) {
-    const A a = widen(post[k]) - sums.largest_post, b = widen(prior[k]) - sums.largest_prior;
-    const A s = kept.post[k] * post_scale, t = kept.prior[k] * prior_scale;
-    narrow(s * ((a - b) - mean), post_unit + k);
-    narrow(t - s, prior_unit + k);
-  }
-}
-
-// KL of a row, and its gradients unless post_unit is null. kClasses is K where it is known at
-// compile time, which saves a seventh, else 0.
 template <int kClasses, typename T>
-FASTRSSM_CLONES ComputeOf<T> row_kl(const T* post, const T* prior, T* post_unit, T* prior_unit,
+FASTRSSM_CLONES ComputeOf<T> row_kl(const T* post, const T* prior, ComputeOf<T>* statistics,
                                     std::int64_t G, std::int64_t K, ComputeOf<T> unimix) {
   using A = ComputeOf<T>;
-  if (kClasses > 0) K = kClasses;
-  const std::int64_t padded = (K + kLanes - 1) / kLanes * kLanes;
-  const std::int64_t most = std::min<std::int64_t>(kLanes, kMostClasses / padded);
-  Scratch<A> scratch;
+  if constexpr (kClasses > 0) K = kClasses;
+  const std::int64_t most = std::min<std::int64_t>(kLanes, kMostClasses / whole_lines(K));
   A kl = 0;
+  Lines<A> lines[3] = {};
+  Found<A> found;
   for (std::int64_t first = 0; first < G; first += most) {
-    const std::int64_t groups = std::min(most, G - first), at = first * K;
-    Sums<A> sums[kLanes];
-    A terms[kLanes] = {}, ratios[kLanes];
-    std::fill_n(ratios, kLanes, A(1));
-    // pass by pass over several groups: those of one group alone would wait for each other
-    for (std::int64_t g = 0; g < groups; ++g) {
-      sums[g].largest_post = largest(post + at + g * K, K);
-      sums[g].largest_prior = largest(prior + at + g * K, K);
-    }
-    for (std::int64_t g = 0; g < groups; ++g) {
-      const std::int64_t from = at + g * K;
-      exponentials(post + from, prior + from, K, {scratch, g * padded}, sums[g]);
-    }
-    if (unimix > A(0)) {
-      MixedSums<A> mixed[kLanes];
-      for (std::int64_t g = 0; g < groups; ++g) {
-        mixed[g] = mix(sums[g], K, unimix, {scratch, g * padded});
-        terms[g] = mixed[g].kl;
-      }
-      for (std::int64_t g = 0; g < groups && post_unit != nullptr; ++g) {
-        const std::int64_t to = at + g * K;
-        mixed_units(mixed[g], {scratch, g * padded}, K, unimix, post_unit + to, prior_unit + to);
-      }
-    } else {
-      for (std::int64_t g = 0; g < groups; ++g) {
-        terms[g] = sums[g].difference / sums[g].post;
-        ratios[g] = sums[g].prior / sums[g].post;
-      }
-      for (std::int64_t g = 0; g < groups && post_unit != nullptr; ++g) {
-        const std::int64_t to = at + g * K;
-        plain_units(sums[g], {scratch, g * padded}, post + to, prior + to, K, post_unit + to,
-                    prior_unit + to);
+    const std::int64_t count = std::min(most, G - first);
+    find<kClasses>(post + first * K, prior + first * K, count, K, unimix, lines, found);
+    if (statistics != nullptr) {
+      for (int i = 0; i < kStatistics; ++i) {
+        A* to = statistics + i * G + first;
+        if (count == kLanes) {
+#pragma omp simd
+          for (int g = 0; g < kLanes; ++g) to[g] = found.statistics[i][g];
+        } else {
+          for (int g = 0; g < count; ++g) to[g] = found.statistics[i][g];
+        }
       }
     }
 #pragma omp simd
-    for (int i = 0; i < kLanes; ++i) terms[i] += log_of(ratios[i]);
-    kl += total(terms);
+    for (int g = 0; g < kLanes; ++g) found.kl[g] = g < count ? found.kl[g] : A(0);
+    kl += total(found.kl);
   }
   return kl;
 }
 
-template <typename T>
-FASTRSSM_CLONES void scale(const T* from, T* to, std::int64_t count, ComputeOf<T> factor) {
+template <int kClasses, typename T>
+FASTRSSM_CLONES void row_gradients(const T* post, const T* prior, const ComputeOf<T>* statistics,
+                                   T* post_grad, T* prior_grad, std::int64_t G, std::int64_t K,
+                                   ComputeOf<T> unimix, ComputeOf<T> post_factor,
+                                   ComputeOf<T> prior_factor) {
+  using A = ComputeOf<T>;
+  if constexpr (kClasses > 0) K = kClasses;
+  const A share = A(1) - unimix, uniform = unimix / A(K);
+  for (std::int64_t g = 0; g < G; ++g, post += K, prior += K, post_grad += K, prior_grad += K) {
+    A of[kStatistics];
+    for (int i = 0; i < kStatistics; ++i) of[i] = statistics[i * G + g];
+    const auto [post_largest, prior_largest, post_scale, prior_scale, log_ratio, ratio] = of;
+    if (unimix > A(0)) {
+      const A post_share = share * post_scale, prior_share = share * prior_scale;
+      const A to_post = post_factor * post_share, to_prior = prior_factor * prior_share;
 #pragma omp simd
-  for (std::int64_t i = 0; i < count; ++i) narrow(factor * widen(from[i]), to + i);
+      for (std::int64_t k = 0; k < K; ++k) {
+        const A a = exp_of_difference(widen(post[k]) - post_largest);
+        const A b = exp_of_difference(widen(prior[k]) - prior_largest);
+        const A quotient = (post_share * a + uniform) / (prior_share * b + uniform);
+        narrow(to_post * a * (log_of_ratio(quotient) - log_ratio), post_grad + k);
+        narrow(to_prior * b * (ratio - quotient), prior_grad + k);
+      }
+    } else {
+#pragma omp simd
+      for (std::int64_t k = 0; k < K; ++k) {
+        const A a = widen(post[k]) - post_largest, b = widen(prior[k]) - prior_largest;
+        const A s = post_scale * exp_of_difference(a), t = prior_scale * exp_of_difference(b);
+        narrow(post_factor * s * ((a - b) - log_ratio), post_grad + k);
+        narrow(prior_factor * (t - s), prior_grad + k);
+      }
+    }
+  }
 }
 
 }  // namespace
 
 template <typename T>
 void categorical_kl_forward(const T* post_logits, const T* prior_logits, ComputeOf<T>* kl,
-                            T* post_unit, T* prior_unit, std::int64_t N, std::int64_t G,
+                            ComputeOf<T>* statistics, std::int64_t N, std::int64_t G,
                             std::int64_t K, double unimix, int threads) {
-  const auto row = K == 32 ? row_kl<32, T> : row_kl<0, T>;
+  auto* row = row_kl<0, T>;
+  if constexpr (sizeof(T) < sizeof(double)) {
+    row = K == 16 ? row_kl<16, T> : K == 32 ? row_kl<32, T> : K == 64 ? row_kl<64, T> : row;
+  }
 #pragma omp parallel for num_threads(threads) if (N * G * K > kParallelFrom)
   for (std::int64_t n = 0; n < N; ++n) {
     const std::int64_t at = n * G * K;
-    const bool wanted = post_unit != nullptr;
-    kl[n] = row(post_logits + at, prior_logits + at, wanted ? post_unit + at : nullptr,
-                wanted ? prior_unit + at : nullptr, G, K, ComputeOf<T>(unimix));
+    kl[n] = row(post_logits + at, prior_logits + at,
+                statistics == nullptr ? nullptr : statistics + n * kStatistics * G, G, K,
+                ComputeOf<T>(unimix));
   }
 }
 
 template <typename T>
-void categorical_kl_backward(const ComputeOf<T>* grad, const ComputeOf<T>* kl, const T* post_unit,
-                             const T* prior_unit, T* post_grad, T* prior_grad, std::int64_t N,
-                             std::int64_t S, double post_scale, double prior_scale,
-                             double free_nats, int threads) {
+void categorical_kl_backward(const ComputeOf<T>* grad, const T* post_logits, const T* prior_logits,
+                             const ComputeOf<T>* kl, const ComputeOf<T>* statistics, T* post_grad,
+                             T* prior_grad, std::int64_t N, std::int64_t G, std::int64_t K,
+                             double unimix, double post_scale, double prior_scale, double free_nats,
+                             int threads) {
   using A = ComputeOf<T>;
-#pragma omp parallel for num_threads(threads) if (N * S > kParallelFrom)
+  auto* row = row_gradients<0, T>;
+  if constexpr (sizeof(T) < sizeof(double)) {
+    row = K == 16   ? row_gradients<16, T>
+          : K == 32 ? row_gradients<32, T>
+          : K == 64 ? row_gradients<64, T>
+                    : row;
+  }
+#pragma omp parallel for num_threads(threads) if (N * G * K > kParallelFrom)
   for (std::int64_t n = 0; n < N; ++n) {
+    const std::int64_t at = n * G * K;
     const A g = is_free(kl[n], A(free_nats)) ? A(0) : grad[n];
-    scale(post_unit + n * S, post_grad + n * S, S, A(post_scale) * g);
-    scale(prior_unit + n * S, prior_grad + n * S, S, A(prior_scale) * g);
+    row(post_logits + at, prior_logits + at, statistics + n * kStatistics * G, post_grad + at,
+        prior_grad + at, G, K, A(unimix), A(post_scale) * g, A(prior_scale) * g);
   }
 }
 
-#define FASTRSSM_INSTANTIATE(T)                                                                    \
-  template void categorical_kl_forward<T>(const T*, const T*, ComputeOf<T>*, T*, T*, std::int64_t, \
-                                          std::int64_t, std::int64_t, double, int);                \
-  template void categorical_kl_backward<T>(const ComputeOf<T>*, const ComputeOf<T>*, const T*,     \
-                                           const T*, T*, T*, std::int64_t, std::int64_t, double,   \
-                                           double, double, int);
+#define FASTRSSM_INSTANTIATE(T)                                                                   \
+  template void categorical_kl_forward<T>(const T*, const T*, ComputeOf<T>*, ComputeOf<T>*,       \
+                                          std::int64_t, std::int64_t, std::int64_t, double, int); \
+  template void categorical_kl_backward<T>(                                                       \
+      const ComputeOf<T>*, const T*, const T*, const ComputeOf<T>*, const ComputeOf<T>*, T*, T*,  \
+      std::int64_t, std::int64_t, std::int64_t, double, double, double, double, int);
 FASTRSSM_INSTANTIATE(float)
 FASTRSSM_INSTANTIATE(double)
 FASTRSSM_INSTANTIATE(BFloat16)

@@ -26,20 +26,35 @@ void gaussian_kl_backward(const ComputeOf<T>* grad, const ComputeOf<T>* kl, cons
 // Most classes of a variable; more have no kernel.
 constexpr std::int64_t kMostClasses = 1024;
 
+// What the gradients of a variable need, beside its logits: the largest of them, what turns
+// exponentials of logits less the largest into probabilities s and t, and, for mixtures q and p,
+// the sums of s log(q / p) and of t q / p.
+enum Statistic {
+  kPostLargest,
+  kPriorLargest,
+  kPostScale,
+  kPriorScale,
+  kLogRatio,
+  kRatio,
+  kStatistics
+};
+
 // Logits [N, G, K], kl [N]: KL(post || prior) summed over G variables of K classes. `unimix` is the
-// share of the uniform distribution in both. post_unit, prior_unit [N, G, K]: the gradients of kl,
-// or null: the pass that finds the value has all that they need.
+// share of the uniform distribution in both. statistics [N, kStatistics, G], or null if there will
+// be no backward.
 template <typename T>
 void categorical_kl_forward(const T* post_logits, const T* prior_logits, ComputeOf<T>* kl,
-                            T* post_unit, T* prior_unit, std::int64_t N, std::int64_t G,
+                            ComputeOf<T>* statistics, std::int64_t N, std::int64_t G,
                             std::int64_t K, double unimix, int threads);
 
-// grad, kl [N]; the rest [N, S], S = G K. Scales and free nats as in gaussian_kl_backward.
+// grad [N]; gradients [N, G, K]; the rest as above. Scales and free nats as in
+// gaussian_kl_backward.
 template <typename T>
-void categorical_kl_backward(const ComputeOf<T>* grad, const ComputeOf<T>* kl, const T* post_unit,
-                             const T* prior_unit, T* post_grad, T* prior_grad, std::int64_t N,
-                             std::int64_t S, double post_scale, double prior_scale,
-                             double free_nats, int threads);
+void categorical_kl_backward(const ComputeOf<T>* grad, const T* post_logits, const T* prior_logits,
+                             const ComputeOf<T>* kl, const ComputeOf<T>* statistics, T* post_grad,
+                             T* prior_grad, std::int64_t N, std::int64_t G, std::int64_t K,
+                             double unimix, double post_scale, double prior_scale, double free_nats,
+                             int threads);
 
 // target, mean, std [N, S], nll [N]: negative log likelihood summed over S, each element plus
 // `constant`, then times std if weight_by_std, times mask [N, mask_width]. std may be null, and is

@@ -103,7 +103,7 @@ def test_frozen_posterior(backend):
 
 
 def test_opcheck():
-    ops, options = torch.ops.fastrssm, (0.2, 0.8, 1.0)
+    ops, options = torch.ops.fastrssm, (0.01, 0.2, 0.8, 1.0)
     fixed = [x.detach() for x in SMALL.inputs()]
     for wanted in (True, False):
         torch.library.opcheck(ops.categorical_kl.default, (*fixed, 0.01, wanted, "cpu"))

@@ -1,8 +1,8 @@
 """KL divergence of grouped categorical distributions.
 
-Saved for backward on cpu: the gradients of the plain KL, which the pass that finds the value finds
-almost for nothing: 8 bytes a class, 4 in bfloat16, 16 in float64. The backward pass scales them. On
-triton: the logits, which live anyway, and the KL: 4 bytes a row.
+Saved for backward: the logits, which live anyway, and on cpu six numbers a variable, 24 bytes, 48
+in float64, from which every gradient is found on its own: to write and read saved ones would take
+longer. On triton the KL: 4 bytes a row.
 """
 
 import math
@@ -15,8 +15,9 @@ from fastrssm import reference
 from fastrssm._dispatch import Backend, resolve
 from fastrssm._library import call_cpu, check_same, define, differentiable, empty_again
 
-# kMostClasses of csrc/cpu/ops.h
+# kMostClasses and kStatistics of csrc/cpu/ops.h
 _MOST_CLASSES = 1024
+_STATISTICS = 6
 
 
 def categorical_kl(
@@ -83,33 +84,30 @@ def categorical_kl(
     if chosen == "triton":
         return _on_triton(*inputs, unimix, post_scale, prior_scale, free_nats)
     wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    kl, *units = _value.traced(*(x.detach() for x in inputs), unimix, wanted, chosen)
+    kl, statistics = _value.traced(*(x.detach() for x in inputs), unimix, wanted, chosen)
     if not wanted:
         return kl
-    return _with_gradient(*inputs, kl, *units, post_scale, prior_scale, free_nats)
+    return _with_gradient(*inputs, kl, statistics, unimix, post_scale, prior_scale, free_nats)
 
 
-def _empty_value(post_logits: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_value(post_logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     _, _, wanted, _ = args
-    *shape, G, K = post_logits.shape
+    *shape, G, _ = post_logits.shape
     dtype = torch.float32 if post_logits.dtype == torch.bfloat16 else post_logits.dtype
-    kl = torch.empty(shape, dtype=dtype, device=post_logits.device)
-    size = (*shape, G, K) if wanted else (*shape, 0)
-    post_unit, prior_unit = (
-        empty_again(size, dtype=post_logits.dtype, device=post_logits.device) for _ in range(2)
-    )
-    return kl, post_unit, prior_unit
+    size = (*shape, _STATISTICS if wanted else 0, G)
+    kl, statistics = (torch.empty(x, dtype=dtype, device=post_logits.device) for x in (shape, size))
+    return kl, statistics
 
 
-def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(*args: Any) -> tuple[Tensor, Tensor]:
     from fastrssm import _native
 
     post_logits, prior_logits, unimix, _, _ = args
-    kl, post_unit, prior_unit = _empty_value(*args)
+    kl, statistics = _empty_value(*args)
     sizes = kl.numel(), *post_logits.shape[-2:]
-    tensors: Any = (post_logits, prior_logits, kl, post_unit, prior_unit)
+    tensors: Any = (post_logits, prior_logits, kl, statistics)
     call_cpu(_native.categorical_kl_forward, post_logits.dtype, sizes, tensors, unimix)
-    return kl, post_unit, prior_unit
+    return kl, statistics
 
 
 def _copy(post_logits: Tensor, prior_logits: Tensor, kl: Tensor, *_: Any) -> Tensor:
@@ -117,9 +115,9 @@ def _copy(post_logits: Tensor, prior_logits: Tensor, kl: Tensor, *_: Any) -> Ten
 
 
 def _empty_gradients(*args: Any) -> tuple[Tensor, ...]:
-    _, _, *logits, kl, post_unit, prior_unit, _, _, _ = args
-    # those of the value and of its gradients are never asked for: they come without a history
-    constants = (kl.new_zeros(()).expand(x.shape) for x in (kl, post_unit, prior_unit))
+    _, _, *logits, kl, statistics, _, _, _, _ = args
+    # those of the value and of its statistics are never asked for: they come without a history
+    constants = (kl.new_zeros(()).expand(x.shape) for x in (kl, statistics))
     gradients = (empty_again(x.shape, dtype=x.dtype, device=x.device) for x in logits)
     return *gradients, *constants
 
@@ -127,32 +125,31 @@ def _empty_gradients(*args: Any) -> tuple[Tensor, ...]:
 def _backward(*args: Any) -> tuple[Tensor, ...]:
     from fastrssm import _native
 
-    grad, _, post_logits, _, kl, post_unit, prior_unit, *options = args
+    grad, _, post_logits, prior_logits, kl, statistics, *options = args
     gradients = _empty_gradients(*args)
-    sizes = kl.numel(), post_logits.shape[-2] * post_logits.shape[-1]
-    tensors: Any = (grad, kl, post_unit, prior_unit, *gradients[:2])
+    sizes = kl.numel(), *post_logits.shape[-2:]
+    tensors: Any = (grad, post_logits, prior_logits, kl, statistics, *gradients[:2])
     call_cpu(_native.categorical_kl_backward, post_logits.dtype, sizes, tensors, *options)
     return gradients
 
 
 _LOGITS = "Tensor post_logits, Tensor prior_logits"
 _value = define(
-    f"categorical_kl({_LOGITS}, float unimix, bool unit_gradients, str backend)"
-    " -> (Tensor, Tensor, Tensor)",
+    f"categorical_kl({_LOGITS}, float unimix, bool wanted, str backend) -> (Tensor, Tensor)",
     _forward,
     _empty_value,
 )
-_JOINED = f"{_LOGITS}, Tensor kl, Tensor post_unit, Tensor prior_unit"
-_OPTIONS = "float post_scale, float prior_scale, float free_nats"
+_JOINED = f"{_LOGITS}, Tensor kl, Tensor statistics"
+_OPTIONS = "float unimix, float post_scale, float prior_scale, float free_nats"
 _with_gradient = differentiable(
     define(f"categorical_kl_with_gradient({_JOINED}, {_OPTIONS}) -> Tensor", _copy, _copy),
     define(
         f"categorical_kl_backward(Tensor grad, Tensor result, {_JOINED}, {_OPTIONS})"
-        " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        " -> (Tensor, Tensor, Tensor, Tensor)",
         _backward,
         _empty_gradients,
     ),
-    tensors=5,
+    tensors=4,
 )
 
 
