@@ -68,7 +68,7 @@ class Run:
         for candidate in dict.fromkeys(str(c) for c in candidates if c and Path(c).exists()):
             run = subprocess.run([candidate, "-c", PROBE], capture_output=True, text=True)
             if run.returncode:
-                seen.append(f"{candidate}: {run.stderr.strip().splitlines()[-1]}")
+                seen.append(f"{candidate}: {tail(run.stderr, 1)}")
                 continue
             has = json.loads(run.stdout.splitlines()[-1])
             if has["torch"] and (has["gpu"] or self.dry):

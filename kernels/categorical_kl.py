@@ -108,8 +108,9 @@ def forward(post_logits: Tensor, prior_logits: Tensor, kl: Tensor, unimix: float
     N, (G, K) = kl.numel(), post_logits.shape[-2:]
     block_n, block_g, block_k = _blocks(G, K)
     if N > 0:
+        # an int would be another type to the kernel
         categorical_kl_forward_kernel[(triton.cdiv(N, block_n),)](
-            post_logits, prior_logits, kl, N, G, K, unimix, MIXED=unimix > 0.0,
+            post_logits, prior_logits, kl, N, G, K, float(unimix), MIXED=unimix > 0.0,
             BLOCK_N=block_n, BLOCK_G=block_g, BLOCK_K=block_k,
         )  # fmt: skip
 
@@ -132,6 +133,7 @@ def backward(
     if N > 0 and G > 0:
         categorical_kl_backward_kernel[(triton.cdiv(N, block_n), triton.cdiv(G, block_g))](
             grad, kl, post_logits, prior_logits, post_grad, prior_grad,
-            N, G, K, unimix, post_scale, prior_scale, free_nats, MIXED=unimix > 0.0,
+            N, G, K, float(unimix), float(post_scale), float(prior_scale), float(free_nats),
+            MIXED=unimix > 0.0,
             BLOCK_N=block_n, BLOCK_G=block_g, BLOCK_K=block_k,
         )  # fmt: skip

@@ -100,8 +100,10 @@ def backward(
     N, S = kl.numel(), post_mean.shape[-1]
     block_n, block_s = _blocks(S)
     if N > 0 and S > 0:
+        # an int would be another type to the kernel
         gaussian_kl_backward_kernel[(triton.cdiv(N, block_n), triton.cdiv(S, block_s))](
             grad, kl, post_mean, post_std, prior_mean, prior_std,
             post_mean_grad, post_std_grad, prior_mean_grad, prior_std_grad,
-            N, S, post_scale, prior_scale, free_nats, BLOCK_N=block_n, BLOCK_S=block_s,
+            N, S, float(post_scale), float(prior_scale), float(free_nats),
+            BLOCK_N=block_n, BLOCK_S=block_s,
         )  # fmt: skip

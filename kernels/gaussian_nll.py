@@ -101,8 +101,9 @@ def forward(
     N, S = nll.numel(), mean.shape[-1]
     block_n, block_s = _blocks(S)
     if N > 0:
+        # an int would be another type to the kernel
         gaussian_nll_forward_kernel[(triton.cdiv(N, block_n),)](
-            target, mean, std, mask, nll, N, S, constant,
+            target, mean, std, mask, nll, N, S, float(constant),
             HAS_STD=std.shape[-1] > 0, WEIGHT_BY_STD=weight_by_std, MASK=_kind(mask, S),
             BLOCK_N=block_n, BLOCK_S=block_s,
         )  # fmt: skip

@@ -87,8 +87,9 @@ def forward(
     """Fill returns [..., T, B]; discounts [..., T, 0]: `discount` everywhere."""
     N, T, B = _sizes(rewards)
     if N * B > 0:
+        # an int would be another type to the kernel
         lambda_return_forward_kernel[(N * triton.cdiv(B, _COLUMNS),)](
-            rewards, next_values, discounts, returns, N, T, B, discount, lambda_,
+            rewards, next_values, discounts, returns, N, T, B, float(discount), float(lambda_),
             HAS_DISCOUNTS=discounts.shape[-1] > 0, BLOCK_B=_COLUMNS, AHEAD=_AHEAD, num_warps=1,
         )  # fmt: skip
 
@@ -109,6 +110,6 @@ def backward(
     if N * B > 0:
         lambda_return_backward_kernel[(N * triton.cdiv(B, _COLUMNS),)](
             grad, returns, next_values, discounts, rewards_grad, next_values_grad, discounts_grad,
-            N, T, B, discount, lambda_,
+            N, T, B, float(discount), float(lambda_),
             HAS_DISCOUNTS=discounts.shape[-1] > 0, BLOCK_B=_COLUMNS, AHEAD=_AHEAD, num_warps=1,
         )  # fmt: skip

@@ -7,12 +7,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from fastrssm.ops import categorical_kl, gaussian_nll, lambda_return
+from fastrssm.ops import categorical_kl, gaussian_kl, gaussian_nll, lambda_return
 from tests.op_cases import (
     CATEGORICAL_KL,
     GAUSSIAN_NLL,
     LAMBDA_RETURN,
     CategoricalKLCase,
+    GaussianKLCase,
     GaussianNLLCase,
     LambdaReturnCase,
 )
@@ -210,6 +211,25 @@ def test_bad_numbers_are_not_hidden(bad, op, device):
         given[place][2, 7] = bad
         got, want = (function(*given, **options, backend=b) for b in ("triton", "reference"))
         torch.testing.assert_close(got, want, equal_nan=True)
+
+
+@DEVICES
+@pytest.mark.parametrize(
+    ("function", "case", "options"),
+    [
+        (gaussian_kl, GaussianKLCase("", (3, 5)), {"kl_balance": 1, "free_nats": 1}),
+        (categorical_kl, SMALL["categorical_kl"], {"unimix": 0, "kl_balance": 0, "free_nats": 1}),
+        (lambda_return, LambdaReturnCase("", (4, 3), discount=1), {"lambda_": 1}),
+    ],
+    ids=["gaussian_kl", "categorical_kl", "lambda_return"],
+)
+def test_options_may_be_whole_numbers(function, case, options, device):
+    inputs = case.inputs(device=device)
+    got, want = (
+        value_and_gradients(function, inputs, backend=b, **options) for b in ("triton", "reference")
+    )
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @DEVICES
