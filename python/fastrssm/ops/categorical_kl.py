@@ -182,14 +182,10 @@ def _triton_backward(*args: Any) -> tuple[Tensor, ...]:
 
 
 _on_triton = differentiable(
+    define(f"categorical_kl_triton({_LOGITS}, {_OPTIONS}) -> Tensor", _triton_forward, _empty_kl),
     define(
-        f"categorical_kl_triton({_LOGITS}, float unimix, {_OPTIONS}) -> Tensor",
-        _triton_forward,
-        _empty_kl,
-    ),
-    define(
-        f"categorical_kl_triton_backward(Tensor grad, Tensor kl, {_LOGITS}, float unimix,"
-        f" {_OPTIONS}) -> (Tensor, Tensor)",
+        f"categorical_kl_triton_backward(Tensor grad, Tensor kl, {_LOGITS}, {_OPTIONS})"
+        " -> (Tensor, Tensor)",
         _triton_backward,
         _empty_pair,
     ),
