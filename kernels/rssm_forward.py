@@ -83,7 +83,7 @@ def hidden_layer(
         for n in range(0, W.N, W.BN):
             acc = zero_tile(ok, W)
             acc = product(acc, x + g * W.K, ok, weights + g * W.block, W, n, PRECISION, UPCAST)
-            if W2 is not None:
+            if x2 is not None:
                 acc = product(acc, x2, ok, weights, W2, n, PRECISION, UPCAST)
             column = n + tl.arange(0, W.BN)
             mask = ok[:, None] & (column < W.N)[None, :]
@@ -123,14 +123,14 @@ def network(
     for i in tl.static_range(len(NET.y)):
         hidden_layer(
             x if i == 0 else row_of(operands, NET.y[i - 1], rows, slot),
-            x2,
+            x2 if i == 0 else None,
             proj if i == 0 else None,
             row_of(operands, NET.y[i], rows, slot),
             None if NET.split else row_of(operands, NET.hat[i], rows, slot),
             None if NET.split else row_of(reals, NET.rstd[i], rows, slot),
             raw, ok, weights, vectors, NET.split,
             NET.first if i == 0 else NET.later[i - 1],
-            NET.second if i == 0 else None,
+            NET.second,
             2 if NET.split and i > 0 else 1,
             NET.bias[i], NET.scale[i], NET.shift[i], KEEP, BP, PRECISION, UPCAST,
         )  # fmt: skip
@@ -336,7 +336,7 @@ def rssm_forward_kernel(
             hidden_layer(
                 cell_in, None, None, x, row_of(operands, L.pre_hat, rows, slot),
                 row_of(reals, L.pre_rstd, rows, slot), raw, ok, weights, vectors, False,
-                L.pre, None, 1, L.vectors[0], L.vectors[1], L.vectors[2],
+                L.pre, L.pre, 1, L.vectors[0], L.vectors[1], L.vectors[2],
                 KEEP, L.BP, PRECISION, UPCAST,
             )  # fmt: skip
         gates = row_of(operands, L.gates, rows, slot)

@@ -1,10 +1,20 @@
 """Where everything lies that the scans pack, keep and walk through: constants of their kernels."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import triton.language as tl
 
 # elements to which rows and arrays are aligned: 32 bytes of the narrowest dtype
 _ALIGN = 16
+
+
+class Constant(tl.constexpr):
+    """A part of a layout that kernels hand to functions; Triton 3.6 takes no bare tuples there."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Read a field, on the host and in the interpreter."""
+        return getattr(self.__dict__["value"], name)
 
 
 class Tiles(NamedTuple):
@@ -61,7 +71,7 @@ class Net(NamedTuple):
     stats: int  # numbers of the last layer
     later: tuple[Matrix, ...]  # of all layers but the first
     first: Matrix
-    second: Matrix | None  # of the first layer's second input
+    second: Matrix  # of the first layer's second input, or the first one again
     bias: tuple[int, ...]  # places of vectors, -1: none
     scale: tuple[int, ...]
     shift: tuple[int, ...]
@@ -156,7 +166,7 @@ class _Packer:
                 Source(layer, row, column, out, size, at + i * block, ld, self.forward)
             )
         self.matrices += -(-K // BK) * BK * ld * (1 if beside else len(rows))
-        return Matrix(at, K, N, ld, block, BN, BK)
+        return Constant(Matrix(at, K, N, ld, block, BN, BK))
 
     def vector(self, layer: int, part: int, n: int) -> int:
         if not self.parts[layer] >> part & 1:
@@ -176,7 +186,7 @@ class _Rows:
     def take(self, width: int) -> Array:
         array = Array(self.used, width, aligned(width), 0)
         self.used += array.ld
-        return array
+        return Constant(array)
 
 
 @functools.cache
@@ -224,15 +234,16 @@ def make_layout(
         ]
         some = range(layers - 1)
         normed = () if split else some
-        return Net(
+        net = Net(
             split, hidden, width, out, stats, tuple(later), first[0],
-            first[1] if len(first) > 1 else None, *vectors,
+            first[-1], *vectors,
             tuple(operands.take(hidden) for _ in some),
             tuple(operands.take(hidden) for _ in normed),
             tuple(reals.take(1) for _ in normed),
             tuple(gradients.take(stats if i == layers - 1 else hidden) for i in range(layers)),
             tuple(gradients.take(hidden) for _ in normed),
         )  # fmt: skip
+        return Constant(net)
 
     rows = tuple(g * D for g in range(3))
     pre = pack.matrix(0, (0,), reads, 0, S + A) if pre_width else None
@@ -257,11 +268,11 @@ def make_layout(
     vectors = [pack.vector(0, part, reads) if pre_width else -1 for part in (1, 2, 3)]
     vectors += [pack.vector(cell_layer, part, 3 * D) for part in (1, 2, 3)]
     vectors += [pack.vector(cell_layer + 1, 1, 3 * D) if torch_gru else -1]
-    none = Array(0, 0, 0, 0)
+    none = Constant(Array(0, 0, 0, 0))
     widest = 3 * D if not torch_gru else D
     feature = operands.take(pre_width + D + S + A)
     pre_y, deter_in, cell_in = (
-        feature._replace(width=width, column=column)
+        Constant(feature._replace(width=width, column=column))
         for width, column in ((pre_width, 0), (D, pre_width), (S + A, pre_width + D))
     )
     layout = Layout(

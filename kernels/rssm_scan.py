@@ -45,10 +45,15 @@ class Packed(NamedTuple):
     vectors: Tensor
 
 
-def choose_tiles(precision: str, B: int) -> Tiles:
+def choose_tiles(precision: str, B: int, *, narrow_rows: bool) -> Tiles:
     """Return the tiles for a batch; more rows once every multiprocessor has a program.
 
     Predicted, not measured: kernels/NOTES.md.
+
+    Args:
+        precision: of the products, a key of DTYPES.
+        B: rows of the batch.
+        narrow_rows: what stands behind a product needs many registers for each row.
     """
     if precision == "float32":
         return Tiles(16, 32, 32, 4, 1)
@@ -56,7 +61,7 @@ def choose_tiles(precision: str, B: int) -> Tiles:
         return Tiles(16, 64, 32, 4, 3) if B <= 2112 else Tiles(32, 64, 32, 8, 2)
     if B <= 2112:
         return Tiles(16, 64, 128, 8, 3)
-    return Tiles(32, 64, 64, 8, 3) if B <= 4224 else Tiles(64, 64, 32, 8, 3)
+    return Tiles(32, 32, 128, 8, 3) if B <= 4224 or narrow_rows else Tiles(64, 32, 64, 8, 3)
 
 
 def make_scan(structure: Sequence[int], precision: str, B: int, *, forward: bool) -> Scan:
@@ -68,7 +73,9 @@ def make_scan(structure: Sequence[int], precision: str, B: int, *, forward: bool
         B: rows of the batch.
         forward: else backward.
     """
-    tiles = choose_tiles(precision, B)
+    # the norm of the gates, backwards
+    narrow_rows = not forward and structure[4] > 0
+    tiles = choose_tiles(precision, B, narrow_rows=narrow_rows)
     dtype, how = DTYPES[precision]
     narrow = dtype != torch.float32
     layout, packing = make_layout(tuple(structure), narrow, tiles, forward)
