@@ -6,13 +6,14 @@ policy alone where there is one: its world model is frozen.
 """
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
 import torch
 
-from fastrssm import ops
+from fastrssm import ops, use_backend
 from fastrssm.models.config import RSSMConfig
 from fastrssm.models.nets import paired_layers
 from fastrssm.models.policy import TanhGaussianPolicy
@@ -118,25 +119,31 @@ def _head(rssm, name):
     return paired_layers(getattr(rssm, f"{name}_mean"), getattr(rssm, f"{name}_std"))
 
 
-def outputs(problem):
-    """States and KL of a sequence, or states and actions of an imagined one, through the models."""
+def outputs(problem, backend=None):
+    """States and KL of a sequence, or states and actions of an imagined one, through the models.
+
+    `backend` runs the scan, or raises; the KL has another where that has none.
+    """
     p, rssm = problem, problem.rssm
+    with nullcontext() if backend is None else use_backend(backend):
+        seen = _states(p)
     if p.embed is None:
-        ahead = rssm.imagine_with_policy(
-            p.policy, p.state, p.case.length, noise=p.noise, action_noise=p.action_noise
-        )
-        return ahead.deter, ahead.stoch, ahead.action
-    if p.policy is None:
-        seen = rssm.observe(p.embed, p.action, noise=p.noise, state=p.state)
-    else:
-        seen = rssm.observe_with_policy(
-            p.embed, p.policy, noise=p.noise, action_noise=p.action_noise
-        )
+        return seen.deter, seen.stoch, seen.action
     prior = rssm.prior(seen.deter)
     if rssm.config.latent == "gaussian":
         return seen.deter, seen.stoch, ops.gaussian_kl(*seen.stats, *prior)
     kl = ops.categorical_kl(*seen.stats, *prior, unimix=rssm.config.unimix)
     return seen.deter, seen.stoch, kl
+
+
+def _states(p):
+    if p.embed is None:
+        return p.rssm.imagine_with_policy(
+            p.policy, p.state, p.case.length, noise=p.noise, action_noise=p.action_noise
+        )
+    if p.policy is None:
+        return p.rssm.observe(p.embed, p.action, noise=p.noise, state=p.state)
+    return p.rssm.observe_with_policy(p.embed, p.policy, noise=p.noise, action_noise=p.action_noise)
 
 
 class Exact:

@@ -16,8 +16,9 @@ from tests.op_cases import SCANS, ScanCase
 
 pytestmark = pytest.mark.cuda
 DEVICE = "cuda"
+# clusters have tests of their own: not all cells, and bfloat16 products only
 BACKENDS = pytest.mark.parametrize(
-    "backend", [name for name in OPS["rssm_observe"] if name in ("triton", "cuda")]
+    "backend", [name for name in OPS["rssm_observe"] if name == "triton"]
 )
 EVERY_CASE = pytest.mark.parametrize("case", SCANS, ids=lambda case: case.name)
 # the published sizes; more steps than a tile has rows
