@@ -1,4 +1,4 @@
-// The arithmetic limit: multiply-adds between registers, and nothing else.
+// The limits: multiply-adds between registers, and memory that is read once, and nothing else.
 #include <immintrin.h>
 
 #include <cstdint>
@@ -49,9 +49,32 @@ void multiply_bfloat16(std::int64_t) {}
 constexpr bool kHasBfloat16 = false;
 #endif
 
+// asked for so many bytes before they are added
+constexpr int kAhead = 1024;
+constexpr int kStreams = 2, kVectors = 2;
+
 }  // namespace
 
 extern "C" {
+
+// Reads `bytes` from each of two places, by the pattern that is fastest from a third-level cache.
+float peak_read(const char* first, const char* second, std::int64_t bytes) {
+  const char* from[kStreams] = {first, second};
+  Lanes sums[kStreams][kVectors] = {};
+  for (std::int64_t at = 0; at + kVectors * kBytes <= bytes; at += kVectors * kBytes) {
+#pragma GCC unroll 2
+    for (int s = 0; s < kStreams; ++s) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        const char* here = from[s] + at + v * kBytes;
+        __builtin_prefetch(here + kAhead);
+        sums[s][v] += *reinterpret_cast<const Lanes*>(here);
+      }
+    }
+  }
+  const Lanes all = sums[0][0] + sums[0][1] + sums[1][0] + sums[1][1];
+  return all[0];
+}
 
 int peak_has_bfloat16() { return kHasBfloat16; }
 

@@ -1,7 +1,7 @@
-"""The limit of arithmetic: as many multiply-adds as a workload has, between registers.
+"""The limits: as many multiply-adds as a workload has, between registers; or its bytes, read once.
 
-It is timed in turn with the providers, as one of them. The tile units of AMX are no registers: on
-a processor that has them a provider may pass the limit of bfloat16.
+They are timed in turn with the providers, as one of them. The tile units of AMX are no registers:
+on a processor that has them a provider may pass the limit of bfloat16.
 """
 
 import ctypes
@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -24,6 +25,7 @@ def _library():
         subprocess.run([*command.split(), library, source], check=True)
         functions = ctypes.CDLL(library)
     functions.peak_run.argtypes = [ctypes.c_int, ctypes.c_double, ctypes.c_int]
+    functions.peak_read.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     return functions
 
 
@@ -33,6 +35,16 @@ def limit(flop, dtype, threads):
     rounded = int(dtype == "bfloat16" and functions.peak_has_bfloat16())
     name = "bfloat16 multiply-adds" if rounded else "float32 multiply-adds"
     return name, functools.partial(functions.peak_run, rounded, flop, threads)
+
+
+def reading(size):
+    """Return a call that reads `size` bytes on one thread, again and again the same ones."""
+    memory = torch.zeros(size // 4)
+    first, half = memory.data_ptr(), size // 256 * 128
+    call = functools.partial(_library().peak_read, first, first + half, half)
+    # the call keeps the memory
+    call.memory = memory
+    return call
 
 
 def flop(call):

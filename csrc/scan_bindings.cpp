@@ -3,13 +3,15 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "cpu/acting.h"
 #include "cpu/buffer.h"
 #include "cpu/rssm_scan.h"
-#include "cpu/rssm_step.h"
 
 namespace py = pybind11;
 
@@ -126,20 +128,46 @@ void backward(int threads, const std::string& dtype, const std::string& precisio
   });
 }
 
-void define_rssm_step(py::module_& m) {
-  using fastrssm::cpu::RssmStep;
+void define_acting(py::module_& m) {
+  using fastrssm::cpu::PackedNet, fastrssm::cpu::RssmStep;
+  const auto gemm_of = [](const std::string& precision) -> const Gemm<float>& {
+    return fastrssm::cpu::choose_gemm<float>(fastrssm::cpu::precision_named(precision));
+  };
+  py::class_<PackedNet>(m, "PackedNet", "A float32 network with ELU between its layers.")
+      .def(py::init([gemm_of](const std::string& precision, std::int64_t in_size,
+                              const Sizes& out_sizes, const Addresses& weights,
+                              const Addresses& biases) {
+             std::vector<fastrssm::cpu::AffineLayer> layers;
+             std::int64_t in = in_size;
+             for (std::size_t l = 0; l < out_sizes.size(); in = out_sizes[l++]) {
+               layers.push_back(
+                   {at<const float>(weights, l), in, at<const float>(biases, l), out_sizes[l]});
+             }
+             return std::make_unique<PackedNet>(gemm_of(precision), in_size, std::move(layers));
+           }),
+           py::arg("precision"), py::arg("in_size"), py::arg("out_sizes"), py::arg("weights"),
+           py::arg("biases"))
+      .def(
+          "run",
+          [](const PackedNet& net, int threads, std::int64_t B, std::uintptr_t x,
+             std::uintptr_t y) {
+            const py::gil_scoped_release release;
+            net.run(reinterpret_cast<const float*>(x), B, reinterpret_cast<float*>(y), threads);
+          },
+          py::arg("threads"), py::arg("B"), py::arg("x"), py::arg("y"));
   py::class_<RssmStep>(m, "RssmStep", "One step of rssm_observe of float32 rows, for acting.")
-      .def(py::init([](const std::string& precision, const Sizes& layout,
-                       const std::vector<double>& constants, const Addresses& weights,
-                       std::uintptr_t packed, std::uintptr_t embed_weight, std::int64_t embed_ld,
-                       std::int64_t embed_size, std::uintptr_t embed_bias) {
-             const auto number = fastrssm::cpu::precision_named(precision);
+      .def(py::init([gemm_of](const std::string& precision, const Sizes& layout,
+                              const std::vector<double>& constants, const Addresses& weights,
+                              std::uintptr_t packed, std::uintptr_t embed_weight,
+                              std::int64_t embed_ld, std::int64_t embed_size,
+                              std::uintptr_t embed_bias) {
+             const ScanLayout sizes = checked(layout);
              return std::make_unique<RssmStep>(
-                 fastrssm::cpu::choose_gemm<float>(number), checked(layout),
-                 constants_of(constants), layers<const float>(weights),
-                 reinterpret_cast<const char*>(packed),
-                 fastrssm::cpu::Projection{reinterpret_cast<const float*>(embed_weight), embed_ld,
-                                           embed_size, reinterpret_cast<const float*>(embed_bias)});
+                 gemm_of(precision), sizes, constants_of(constants), layers<const float>(weights),
+                 reinterpret_cast<const char*>(packed), embed_size,
+                 fastrssm::cpu::AffineLayer{reinterpret_cast<const float*>(embed_weight), embed_ld,
+                                            reinterpret_cast<const float*>(embed_bias),
+                                            sizes.head_hidden()});
            }),
            py::arg("precision"), py::arg("layout"), py::arg("constants"), py::arg("weights"),
            py::arg("packed"), py::arg("embed_weight"), py::arg("embed_ld"), py::arg("embed_size"),
@@ -197,5 +225,5 @@ void define_rssm_scan(py::module_& m) {
         py::arg("layout"), py::arg("constants"), py::arg("inputs"), py::arg("weights"),
         py::arg("packed_transposed"), py::arg("outputs"), py::arg("output_grads"),
         py::arg("input_grads"), py::arg("weight_grads"));
-  define_rssm_step(m);
+  define_acting(m);
 }

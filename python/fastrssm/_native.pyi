@@ -4,12 +4,20 @@ Compiled kernels. They trust their arguments; the ops in fastrssm.ops check them
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['Memory', 'RssmStep', 'categorical_kl_backward', 'categorical_kl_forward', 'cuda_status', 'gaussian_kl_backward', 'gaussian_kl_backward_cuda', 'gaussian_kl_forward', 'gaussian_kl_forward_cuda', 'gaussian_nll_backward', 'gaussian_nll_forward', 'gemm_add_outer_products', 'gemm_bytes', 'gemm_isa', 'gemm_isas', 'gemm_multiply', 'gemm_pack_weights', 'lambda_return_backward', 'lambda_return_forward', 'mlp_backward', 'mlp_forward', 'mlp_saved_numel', 'rssm_scan_backward', 'rssm_scan_forward', 'rssm_scan_pack', 'rssm_scan_packed_bytes', 'rssm_scan_saved_numel']
+__all__: list[str] = ['Memory', 'PackedNet', 'RssmStep', 'categorical_kl_backward', 'categorical_kl_forward', 'cuda_status', 'gaussian_kl_backward', 'gaussian_kl_backward_cuda', 'gaussian_kl_forward', 'gaussian_kl_forward_cuda', 'gaussian_nll_backward', 'gaussian_nll_forward', 'gemm_add_outer_products', 'gemm_bytes', 'gemm_isa', 'gemm_isas', 'gemm_multiply', 'gemm_pack_weights', 'lambda_return_backward', 'lambda_return_forward', 'mlp_backward', 'mlp_forward', 'mlp_saved_numel', 'rssm_scan_backward', 'rssm_scan_forward', 'rssm_scan_pack', 'rssm_scan_packed_bytes', 'rssm_scan_saved_numel']
 class Memory:
     """
     Memory that goes back to a small pool when the last view of it is gone.
     """
     def __init__(self, bytes: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+class PackedNet:
+    """
+    A float32 network with ELU between its layers.
+    """
+    def __init__(self, precision: str, in_size: typing.SupportsInt | typing.SupportsIndex, out_sizes: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], weights: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], biases: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+        ...
+    def run(self, threads: typing.SupportsInt | typing.SupportsIndex, B: typing.SupportsInt | typing.SupportsIndex, x: typing.SupportsInt | typing.SupportsIndex, y: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
 class RssmStep:
     """

@@ -1,12 +1,16 @@
 """Policies and their distribution against torch.distributions."""
 
+import copy
+
 import pytest
 import torch
 from torch.distributions import Normal, TransformedDistribution, kl_divergence
 from torch.distributions.transforms import TanhTransform
 
+from fastrssm import ops, use_backend
 from fastrssm.models.distributions import TanhNormal
 from fastrssm.models.policy import TanhGaussianPolicy
+from tests.checks import assert_matches
 
 
 def sample() -> tuple[TanhNormal, TanhNormal, torch.Tensor]:
@@ -48,6 +52,57 @@ def test_act_is_the_mode():
     feature = torch.randn(5, 10, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(policy.act(feature), policy(feature).mode)
     assert policy(feature).std.min() > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_prepared_mode_has_the_bits_of_the_op(precision):
+    torch.manual_seed(0)
+    policy = TanhGaussianPolicy(37, 3, hidden=33, layers=3)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        for shape in ((1,), (5,), (131,), (2, 9), ()):
+            feature = torch.randn(*shape, 37)
+            (mean,) = ops.mlp(feature, [policy.mean_net.layers()])
+            assert torch.equal(policy.act(feature), mean.tanh())
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert policy._mode.get(policy, list, lambda: None) is not None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 7, 70])
+def test_prepared_mode_is_as_exact_as_the_reference(rows):
+    policy = TanhGaussianPolicy(40, 3)
+    feature = torch.randn(rows, 40, generator=torch.Generator().manual_seed(0))
+    with use_backend("reference"):
+        plain = policy.act(feature)
+    exact = copy.deepcopy(policy).double().act(feature.double())
+    assert_matches("action", policy.act(feature), exact, plain)
+
+
+def test_prepared_mode_follows_the_parameters():
+    policy = TanhGaussianPolicy(10, 3, hidden=8)
+    feature = torch.randn(5, 10, generator=torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def mode():
+        return policy.act(feature)
+
+    first = mode()
+    assert torch.equal(mode(), first)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.1, fused=True)
+    policy(feature).mode.sum().backward()
+    optimizer.step()
+    second = mode()
+    assert not torch.equal(second, first)
+    torch.testing.assert_close(second, policy.act(feature).detach())
+    policy(feature).mode.sum().backward()
+    policy.mean_net.net[0].weight.data.add_(0.1)
+    torch.testing.assert_close(mode(), policy.act(feature).detach())
+    policy.mean_net = copy.deepcopy(policy.std_net)
+    torch.testing.assert_close(mode(), policy.act(feature).detach())
 
 
 def test_sizes_are_checked():

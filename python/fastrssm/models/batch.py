@@ -62,7 +62,7 @@ def first_frames(is_first: Tensor | None, lead: tuple[int, ...]) -> Tensor | Non
     if tuple(is_first.shape) == (*lead, 1):
         is_first = is_first.squeeze(-1)
     check_shape("is_first", is_first, lead)
-    return is_first != 0
+    return is_first if is_first.dtype == torch.bool else is_first != 0
 
 
 def kept_frames(terminal: Tensor) -> Tensor:

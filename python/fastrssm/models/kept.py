@@ -14,8 +14,8 @@ V = TypeVar("V")
 class Kept(Generic[V]):
     """A value made of the parameters of some modules, and how to tell that they have not changed.
 
-    A change through `.data` shows in no version. Such changes belong to training, whose calls
-    forget the value.
+    A change through `.data` shows in no version. Such changes belong to training: calls with
+    gradient forget the value.
     """
 
     def __init__(self) -> None:
@@ -36,8 +36,11 @@ class Kept(Generic[V]):
             make: called without gradient.
 
         Returns:
-            None where make() returns it, or the parameters are not plain ones.
+            None where make() returns it, the parameters are not plain ones, gradients are wanted,
+            or torch.compile looks on.
         """
+        if torch.compiler.is_compiling() or self.forget_while_learning():
+            return None
         found = self._found
         if found is None or not found[0].are_unchanged():
             modules = _Parts(owner, parts())
@@ -47,9 +50,12 @@ class Kept(Generic[V]):
             self._found = found = modules, value
         return found[1]
 
-    def forget(self) -> None:
-        """Make it anew at the next call."""
-        self._found = None
+    def forget_while_learning(self) -> bool:
+        """Forget the value if gradients are wanted, and tell whether they are."""
+        learning = torch.is_grad_enabled()
+        if learning:
+            self._found = None
+        return learning
 
     def __reduce__(self) -> tuple[type[Self], tuple[()]]:
         """Copy and store nothing of it with the module."""

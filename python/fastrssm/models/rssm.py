@@ -23,7 +23,7 @@ from fastrssm.ops import (
     RSSMWeights,
     Trajectory,
 )
-from fastrssm.ops.rssm_step import Step, prepare_step
+from fastrssm.ops.acting import Step, prepare_step
 
 
 class State(NamedTuple):
@@ -79,6 +79,11 @@ class RSSM(nn.Module):
             self.posterior_mean = MLP(D + embed_size, S, width=width, depth=config.layers)
             self.posterior_std = MLP(D + embed_size, S, width=width, depth=config.layers)
             self.memory_cell = _cell(config, in_size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters; found faster than by `next(self.parameters())`."""
+        return self._like().dtype
 
     def initial(self, batch_size: int) -> State:
         """Return the zero state [B, D], [B, S] in which every sequence starts."""
@@ -269,12 +274,10 @@ class RSSM(nn.Module):
         """
         if noise is None and embed.ndim == 2:
             noise = self.draw_noise(len(embed))
-        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            prepared = self._step.get(self, self._step_parts, self._prepare_step)
-            if prepared is not None:
-                found = prepared(embed, action, noise, is_first, *state)
-                if found is not None:
-                    return State(*found)
+        prepared = self._step.get(self, self._step_parts, self._prepare_step)
+        found = None if prepared is None else prepared(embed, action, noise, is_first, *state)
+        if found is not None:
+            return State(*found)
         trajectory = self.observe(
             embed.unsqueeze(0),
             action.unsqueeze(0),
@@ -300,9 +303,7 @@ class RSSM(nn.Module):
 
     def _posterior_weights(self) -> tuple[RSSMWeights, Layer]:
         """Return the weights, and what projects the embedding."""
-        if torch.is_grad_enabled():
-            # a training step may change parameters in a way that does not show
-            self._step.forget()
+        self._step.forget_while_learning()
 
         def make() -> tuple[RSSMWeights, Layer]:
             layers, outside = split_input(self._head("posterior"), self.config.deter)

@@ -277,7 +277,7 @@ class WorldModel(nn.Module):
             TypeError: a tensor has another dtype than the parameters.
         """
         B = prev_action.shape[0]
-        check_keys(self.config, "obs", obs, self.config.inputs, (B,), dtype=self._dtype)
+        check_keys(self.config, "obs", obs, self.config.inputs, (B,), dtype=self.rssm.dtype)
         first = first_frames(is_first, (B,))
         return self.rssm.step(self.encode(obs), prev_action, state, noise=noise, is_first=first)
 

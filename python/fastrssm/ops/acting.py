@@ -1,11 +1,16 @@
-"""The step of acting: `rssm_observe` of one frame on the CPU, with all that stays found once."""
+"""What acts on the CPU without gradient: one step of an RSSM, and the network of a policy.
 
-from typing import TYPE_CHECKING
+The same weights meet a few new rows again and again, so all that stays is found once.
+"""
+
+import math
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from fastrssm._dispatch import preferred
+from fastrssm._dispatch import backends, preferred
 from fastrssm._library import precision_of_products
 from fastrssm.ops.rssm_cpu import packs_of
 from fastrssm.ops.rssm_plan import SIZES, Plan, flatten, make_plan
@@ -13,7 +18,7 @@ from fastrssm.reference.gru_cell import Cell
 from fastrssm.reference.rssm_weights import Heads, Latent, Layer, RSSMWeights
 
 if TYPE_CHECKING:
-    from fastrssm._native import RssmStep
+    from fastrssm._native import PackedNet, RssmStep
 
 
 class Step:
@@ -61,20 +66,15 @@ class Step:
         """
         if type(noise) is not Tensor or not noise.ndim:
             return None
-        B = len(noise)
+        B = noise.shape[0]
         for x, size in zip((embed, action, noise, deter, stoch), self._sizes, strict=True):
-            if type(x) is not Tensor or x.shape != (B, size) or not _is_dense(x, torch.float32):
+            if not _is_dense(x, torch.float32) or x.shape != (B, size):
                 return None
-        if is_first is not None and (
-            type(is_first) is not Tensor
-            or is_first.shape != (B,)
-            or not _is_dense(is_first, torch.bool)
-        ):
+        if is_first is not None and (not _is_dense(is_first, torch.bool) or is_first.shape != (B,)):
             return None
-        if B == 0 or _is_transformed() or preferred() not in (None, "cpu"):
+        if not B or not _is_plain_call():
             return None
-        mixed = torch.is_autocast_enabled("cpu")
-        precision = precision_of_products(torch.float32, mixed=mixed)
+        precision = _precision()
         native = self._native.get(precision) or self._prepare(precision)
         next_deter, next_stoch = torch.empty_like(deter), torch.empty_like(stoch)
         native.run(
@@ -124,17 +124,76 @@ def prepare_step(
         unimix: share of the uniform distribution in it.
     """
     plan = make_plan(weights, None, cell, heads, latent, groups, True, False, False)
-    bias = outside.bias
-    able = plan.dense and bias is not None and bias.is_contiguous() and "cpu" not in plan.refused
-    able = able and outside.weight.stride(1) == 1
-    if plan.device.type != "cpu" or plan.dtype != torch.float32 or not able:
-        return None
-    return Step(weights, outside, plan, (min_std, unimix, 0.0))
+    able = plan.dense and "cpu" not in plan.refused and _is_built()
+    able = able and _is_dense(outside.bias, torch.float32) and outside.weight.stride(1) == 1
+    return Step(weights, outside, plan, (min_std, unimix, 0.0)) if able else None
 
 
-def _is_dense(x: Tensor, dtype: torch.dtype) -> bool:
+class Net:
+    """A network of ELU layers and an affine head in float32, with weights that stay."""
+
+    def __init__(self, layers: list[tuple[Tensor, Tensor]]) -> None:
+        """Take weights and biases that `prepare_net` has checked."""
+        self._layers = layers
+        self._in_size, self._out_size = layers[0][0].shape[1], len(layers[-1][0])
+        self._native: dict[str, PackedNet] = {}
+
+    def __call__(self, x: Tensor) -> Tensor | None:
+        """Return [..., O] for x [..., I]; None as in `Step`."""
+        if not _is_dense(x, torch.float32) or not x.ndim or x.shape[-1] != self._in_size:
+            return None
+        lead = x.shape[:-1]
+        rows = math.prod(lead)
+        if not rows or not _is_plain_call():
+            return None
+        precision = _precision()
+        native = self._native.get(precision) or self._prepare(precision)
+        y = torch.empty((*lead, self._out_size), dtype=torch.float32)
+        native.run(torch.get_num_threads(), rows, x.data_ptr(), y.data_ptr())
+        return y
+
+    def _prepare(self, precision: str) -> "PackedNet":
+        from fastrssm import _native
+
+        weights, biases = ([x[i].data_ptr() for x in self._layers] for i in range(2))
+        sizes = [len(weight) for weight, _ in self._layers]
+        native = _native.PackedNet(precision, self._in_size, sizes, weights, biases)
+        self._native[precision] = native
+        return native
+
+
+def prepare_net(layers: tuple[Layer, ...]) -> Net | None:
+    """Prepare a network, or return None where the CPU cannot run it.
+
+    Args:
+        layers: hidden ones, then the head; each reads what the one before computes.
+    """
+    parts = [
+        (weight, bias)
+        for weight, bias, scale, _ in layers
+        if scale is None and _is_dense(weight, torch.float32) and _is_dense(bias, torch.float32)
+    ]
+    return Net(parts) if len(parts) == len(layers) and _is_built() else None
+
+
+def _is_built() -> bool:
+    return backends()["rssm_observe"]["cpu"] is None
+
+
+def _is_dense(x: Tensor | None, dtype: torch.dtype) -> TypeGuard[Tensor]:
+    if type(x) is not Tensor and type(x) is not Parameter:
+        return False
     return x.dtype is dtype and x.is_cpu and x.is_contiguous()
 
 
-def _is_transformed() -> bool:
-    return torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
+def _is_plain_call() -> bool:
+    """Whether nothing looks on, and no other backend is asked for."""
+    return (
+        preferred() in (None, "cpu")
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def _precision() -> str:
+    return precision_of_products(torch.float32, mixed=torch.is_autocast_enabled("cpu"))
