@@ -18,6 +18,9 @@ namespace py = pybind11;
 void define_gemm(py::module_& m);       // gemm_bindings.cpp
 void define_losses(py::module_& m);     // loss_bindings.cpp
 void define_rssm_scan(py::module_& m);  // scan_bindings.cpp
+#ifdef FASTRSSM_HAS_CUDA
+void define_rssm_cluster(py::module_& m);  // cluster_bindings.cpp
+#endif
 
 namespace {
 
@@ -140,6 +143,7 @@ PYBIND11_MODULE(_native, m) {
   define_rssm_scan(m);
 #ifdef FASTRSSM_HAS_CUDA
   define_gaussian_kl_cuda(m);
+  define_rssm_cluster(m);
 #endif
   m.def("cuda_status", &cuda_status, "Empty when CUDA kernels can run, else the reason why not.");
 }

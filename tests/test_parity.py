@@ -21,11 +21,11 @@ PER_BACKEND = {
 # behind their cards the four scans are one op: its files by backend, its benchmark and its parts
 SCANS = {op for op in OPS if op.startswith("rssm_")}
 SCAN_FILES = {"cpu": "csrc/cpu/rssm_scan.h", "triton": "kernels/rssm_scan.py"}
-SCAN_CARDS = {"rssm_scan", "rssm_plan", "rssm_cpu", "acting", "rssm_triton"}
+SCAN_CARDS = {"rssm_scan", "rssm_plan", "rssm_cpu", "acting", "rssm_triton", "rssm_cuda"}
 # what kernels are made of
 PARTS = {
     "csrc/cpu": {"acting", "buffer", "gemm", "rssm_forward", "rssm_backward", "rssm_plan"},
-    "csrc/cuda": {"probe"},
+    "csrc/cuda": {"probe", "rssm_scan", "rssm_forward", "rssm_backward"},
     "kernels": {"__init__", "rssm_scan", "rssm_layout", "rssm_pointwise", "rssm_tiles"}
     | {"rssm_forward", "rssm_backward", "rssm_step", "rssm_hoisted"},
 }

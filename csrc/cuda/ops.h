@@ -23,4 +23,22 @@ int fastrssm_gaussian_kl_backward(int stored, const float* grad, const float* kl
                                   void* prior_std_grad, std::int64_t N, std::int64_t S,
                                   float post_scale, float prior_scale, float free_nats,
                                   void* stream);
+
+// The scans of an RSSM on thread-block clusters of sm_90. `layout`: T, B and the numbers of
+// ops.rssm_plan.Plan.structure; `ranks` blocks of a cluster take `rows` rows of the batch.
+
+// Bytes of packed weights, numbers a row that are kept, and of gradients. Returns why such a
+// cluster cannot hold the scan, or null.
+const char* fastrssm_cluster_sizes(const std::int64_t* layout, int backward, int ranks, int rows,
+                                   std::int64_t* sizes);
+// How many clusters the device runs at once: 0 where it is none of sm_90.
+int fastrssm_cluster_count(int device, const std::int64_t* layout, int backward, int ranks,
+                           int rows, int* count);
+// layers: weight, bias, scale and shift of each.
+int fastrssm_cluster_pack(const std::int64_t* layout, int backward, int ranks, int rows,
+                          const std::uintptr_t* layers, int count, void* packed, void* stream);
+// tensors: as listed in rssm_launch.h.
+int fastrssm_cluster_run(const std::int64_t* layout, int backward, int ranks, int rows,
+                         int clusters, double min_std, double action_min_std,
+                         const std::uintptr_t* tensors, int layers, void* stream);
 }

@@ -21,10 +21,10 @@ OPS: dict[str, tuple[Backend, ...]] = {
     "gaussian_nll": ("reference", "cpu", "triton"),
     "mlp": ("reference", "cpu"),
     "lambda_return": ("reference", "cpu", "triton"),
-    "rssm_observe": ("reference", "cpu", "triton"),
-    "rssm_imagine": ("reference", "cpu", "triton"),
-    "rssm_observe_policy": ("reference", "cpu", "triton"),
-    "rssm_imagine_policy": ("reference", "cpu", "triton"),
+    "rssm_observe": ("reference", "cpu", "triton", "cuda"),
+    "rssm_imagine": ("reference", "cpu", "triton", "cuda"),
+    "rssm_observe_policy": ("reference", "cpu", "triton", "cuda"),
+    "rssm_imagine_policy": ("reference", "cpu", "triton", "cuda"),
 }
 _ORDER: dict[str, tuple[Backend, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 _NOTHING: Mapping[Backend, str] = {}

@@ -4,7 +4,7 @@ Compiled kernels. They trust their arguments; the ops in fastrssm.ops check them
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['Memory', 'PackedNet', 'RssmStep', 'categorical_kl_backward', 'categorical_kl_forward', 'cuda_status', 'gaussian_kl_backward', 'gaussian_kl_backward_cuda', 'gaussian_kl_forward', 'gaussian_kl_forward_cuda', 'gaussian_nll_backward', 'gaussian_nll_forward', 'gemm_add_outer_products', 'gemm_bytes', 'gemm_isa', 'gemm_isas', 'gemm_multiply', 'gemm_pack_weights', 'lambda_return_backward', 'lambda_return_forward', 'mlp_backward', 'mlp_forward', 'mlp_saved_numel', 'rssm_scan_backward', 'rssm_scan_forward', 'rssm_scan_pack', 'rssm_scan_packed_bytes', 'rssm_scan_saved_numel']
+__all__: list[str] = ['Memory', 'PackedNet', 'RssmStep', 'categorical_kl_backward', 'categorical_kl_forward', 'cuda_status', 'gaussian_kl_backward', 'gaussian_kl_backward_cuda', 'gaussian_kl_forward', 'gaussian_kl_forward_cuda', 'gaussian_nll_backward', 'gaussian_nll_forward', 'gemm_add_outer_products', 'gemm_bytes', 'gemm_isa', 'gemm_isas', 'gemm_multiply', 'gemm_pack_weights', 'lambda_return_backward', 'lambda_return_forward', 'mlp_backward', 'mlp_forward', 'mlp_saved_numel', 'rssm_cluster_count', 'rssm_cluster_pack', 'rssm_cluster_refusal', 'rssm_cluster_run', 'rssm_cluster_sizes', 'rssm_scan_backward', 'rssm_scan_forward', 'rssm_scan_pack', 'rssm_scan_packed_bytes', 'rssm_scan_saved_numel']
 class Memory:
     """
     Memory that goes back to a small pool when the last view of it is gone.
@@ -77,6 +77,22 @@ def mlp_forward(threads: typing.SupportsInt | typing.SupportsIndex, dtype: str, 
     ...
 def mlp_saved_numel(layout: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> int:
     ...
+def rssm_cluster_count(device: typing.SupportsInt | typing.SupportsIndex, layout: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], backward: bool, ranks: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex) -> int:
+    """
+    How many clusters the device runs at once.
+    """
+def rssm_cluster_pack(stream: typing.SupportsInt | typing.SupportsIndex, layout: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], backward: bool, ranks: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], packed: typing.SupportsInt | typing.SupportsIndex) -> None:
+    ...
+def rssm_cluster_refusal(layout: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], backward: bool, ranks: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex) -> str:
+    """
+    Why a cluster cannot hold a scan; empty when it can.
+    """
+def rssm_cluster_run(stream: typing.SupportsInt | typing.SupportsIndex, layout: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], backward: bool, ranks: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, clusters: typing.SupportsInt | typing.SupportsIndex, min_std: typing.SupportsFloat | typing.SupportsIndex, action_min_std: typing.SupportsFloat | typing.SupportsIndex, tensors: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+    ...
+def rssm_cluster_sizes(layout: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], backward: bool, ranks: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex) -> list[int]:
+    """
+    Bytes of packed weights, numbers a row kept, and of gradients.
+    """
 def rssm_scan_backward(threads: typing.SupportsInt | typing.SupportsIndex, dtype: str, precision: str, layout: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], constants: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], inputs: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], weights: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], packed_transposed: typing.SupportsInt | typing.SupportsIndex, outputs: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], output_grads: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], input_grads: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], weight_grads: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
     ...
 def rssm_scan_forward(threads: typing.SupportsInt | typing.SupportsIndex, dtype: str, precision: str, layout: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], constants: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], inputs: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], weights: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], packed: typing.SupportsInt | typing.SupportsIndex, outputs: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:

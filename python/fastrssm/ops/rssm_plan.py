@@ -247,7 +247,7 @@ def _refusals(
     """Why kernels cannot run this; layers that a projection completes have no bias."""
 
     def by_all(reason: str) -> dict[Backend, str]:
-        return {"cpu": reason, "triton": reason}
+        return {"cpu": reason, "triton": reason, "cuda": reason}
 
     if cell not in CELLS:
         return by_all(f"no kernel for cell {cell!r}")

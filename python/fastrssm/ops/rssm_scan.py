@@ -20,7 +20,7 @@ from fastrssm._library import (
     one_by_one,
     precision_of_products,
 )
-from fastrssm.ops import rssm_cpu, rssm_triton
+from fastrssm.ops import rssm_cpu, rssm_cuda, rssm_triton
 from fastrssm.ops.rssm_plan import Plan, TensorTable, flatten, make_plan
 from fastrssm.reference.gru_cell import Cell
 from fastrssm.reference.rssm_weights import Heads, Latent, PolicyWeights, RSSMWeights
@@ -66,6 +66,7 @@ _AXES = (1, 1, 1, 1, 1, 0, 0, 1)
 _OPTIONAL = ("is_first", "policy_proj")
 _PLANS: TensorTable[tuple[Plan, rssm_cpu.Packs | None]] = TensorTable(8)
 _PLAIN = frozenset((Tensor, Parameter))
+_KERNELS: dict[str, Any] = {"cpu": rssm_cpu, "triton": rssm_triton, "cuda": rssm_cuda}
 
 
 def prepare(
@@ -115,7 +116,11 @@ def prepare(
     if not 0.0 <= action_min_std < float("inf"):
         raise ValueError(f"action_min_std is {action_min_std}, expected at least 0")
     _check_inputs(inputs, plan)
-    chosen = resolve(op, inputs.noise, backend, plan.refused)
+    refused = plan.refused
+    if plan.device.type == "cuda" and "cuda" not in refused:
+        precision = _precision(plan, "cuda", mixed=mixed)
+        refused = refused | rssm_cuda.refusals(plan.structure, precision, plan.device)
+    chosen = resolve(op, inputs.noise, backend, refused)
     if chosen != "reference" and torch.is_grad_enabled():
         for name, noise in (("noise", inputs.noise), ("action_noise", inputs.action_noise)):
             if noise is not None and noise.requires_grad:
@@ -134,12 +139,16 @@ def scan(call: Call) -> tuple[Tensor, ...]:
     plan = call.plan
     weights = call.weights if plan.dense else [x.contiguous() for x in call.weights]
     inputs = [None if x is None else x.contiguous() for x in call.inputs]
-    precision = precision_of_products(plan.dtype, mixed=call.mixed)
-    if call.mixed and call.backend == "triton":
+    precision = _precision(plan, call.backend, mixed=call.mixed)
+    return _scan(*inputs, weights, plan.structure, call.constants, precision, call.backend)
+
+
+def _precision(plan: Plan, backend: Backend, *, mixed: bool) -> str:
+    if mixed and backend != "cpu":
         # what a GPU's autocast takes unless it is told otherwise
         half = torch.get_autocast_dtype(plan.device.type) == torch.float16
-        precision = "float16" if half else "bfloat16"
-    return _scan(*inputs, weights, plan.structure, call.constants, precision, call.backend)
+        return "float16" if half else "bfloat16"
+    return precision_of_products(plan.dtype, mixed=mixed)
 
 
 def stats_of(latent: Latent, groups: int, mean: Tensor, std: Tensor) -> tuple[Tensor, ...]:
@@ -215,9 +224,9 @@ def _empty_results(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _kept_width(structure: tuple[int, ...], precision: str, backend: str) -> int:
-    if backend == "cpu":
-        return rssm_cpu.kept_width(structure)
-    return rssm_triton.kept_width(structure, precision)
+    if backend == "triton":
+        return rssm_triton.kept_width(structure, precision)
+    return (rssm_cpu if backend == "cpu" else rssm_cuda).kept_width(structure)
 
 
 def _forward(*args: Any) -> tuple[Tensor, ...]:
@@ -225,7 +234,7 @@ def _forward(*args: Any) -> tuple[Tensor, ...]:
     results = _empty_results(*args)
     # an empty batch has nothing to compute
     if inputs[2].shape[1]:
-        run = rssm_cpu.forward if backend == "cpu" else rssm_triton.forward
+        run = _KERNELS[backend].forward
         run(inputs, weights, structure, constants, precision, results, keep)
     return results
 
@@ -252,7 +261,7 @@ def _backward(*args: Any) -> list[Tensor]:
         results = _forward(*args[5:18], True)
     found = iter(gradients)
     places = [next(found) if want else None for want in args[-1]]
-    run = rssm_cpu.backward if backend == "cpu" else rssm_triton.backward
+    run = _KERNELS[backend].backward
     run(grads, inputs, weights, structure, constants, precision, results, places[:8], places[8:])
     return gradients
 

@@ -1,0 +1,214 @@
+// What both directions of a cluster scan are built with.
+#pragma once
+
+#include <algorithm>
+
+#include "cuda/rssm_program.h"
+
+namespace fastrssm::cluster {
+inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+inline int align(int bytes) { return (bytes + 127) / 128 * 128; }
+
+// Where each layer stands in the list of all, as in ops/rssm_plan.py.
+struct Layers {
+  explicit Layers(const Sizes& s) : pre(0), cell(s.pre ? 1 : 0), state(cell + 1), head(state + 1) {
+    policy = head + s.head_layers;
+  }
+  int pre, cell, state, head, policy;
+};
+
+// What the forward scan keeps for the backward one, in numbers of a row of [T * B].
+struct Kept {
+  explicit Kept(const Sizes& s) {
+    if (s.pre) pre = take(s.pre), pre_rstd = take(1);
+    gates = take(4 * s.D);
+    for (int l = 0; l + 1 < s.head_layers; ++l) {
+      head[l] = take(s.head_hidden());
+      if (!s.split) head_rstd[l] = take(1);
+    }
+    raw = take(s.S);
+    for (int l = 0; l + 1 < s.policy_layers; ++l) policy[l] = take(2 * s.policy_width);
+    if (s.policy_layers) action_raw = take(s.A);
+  }
+  std::int64_t take(int width) {
+    const std::int64_t place = used;
+    used += width;
+    return place;
+  }
+  std::int64_t used = 0, pre = -1, pre_rstd = -1, gates, raw, action_raw = -1;
+  std::int64_t head[kMaxLayers], head_rstd[kMaxLayers], policy[kMaxLayers];
+};
+
+class Builder {
+ public:
+  Builder(const Sizes& sizes, int ranks, int rows, Program* program)
+      : s(sizes), layers(sizes), kept(sizes), p(*program), C(ranks) {
+    p = Program();
+    p.ranks = ranks;
+    p.rows = rows;
+    p.T = static_cast<int>(s.T);
+    p.B = s.B;
+    p.D = s.D;
+    p.S = s.S;
+    p.A = s.A;
+    p.split = s.split;
+    p.observe = s.observe;
+    p.policy = s.policy_layers > 0;
+    p.detach = s.detach;
+    p.x = {2, s.S, s.A};
+    p.kept = kept.used;
+    p.token = take(kMaxRanks * 16);
+    p.barrier_bytes = take(2 * kMaxStages * 8);
+  }
+
+  const char* refusal() const {
+    if (s.head_layers < 2 || s.head_layers > 4)
+      return "the head has none or more than 3 hidden layers";
+    if (s.policy_layers == 1 || s.policy_layers > 4) {
+      return "the policy has none or more than 3 hidden layers";
+    }
+    return nullptr;
+  }
+
+  int take(int bytes) {
+    const int place = p.shared;
+    p.shared += align(bytes);
+    return place;
+  }
+  int operand(const Axis& axis) { return take(axis.blocks() * p.rows * kTile * 2); }
+  int share(int blocks) const { return ceil_div(blocks, C); }
+
+  Group group(const Axis& rows, int copies = 1) const {
+    Group g;
+    g.rows = rows;
+    g.blocks = rows.blocks();
+    g.per_rank = share(g.blocks);
+    g.copies = copies;
+    return g;
+  }
+  Group paired(int size) const {
+    Group g;
+    g.rows = {2, size, size};
+    g.blocks = ceil_div(size, kTile / 2);
+    g.per_rank = share(g.blocks);
+    g.paired = true;
+    return g;
+  }
+  static Matrix matrix(int layer, int ld, bool transposed = false, int shift = 0) {
+    Matrix m;
+    m.layer = layer;
+    m.ld = ld;
+    m.transposed = transposed;
+    m.shift = shift;
+    return m;
+  }
+
+  Segment& segment(Product& product, int operand, const Axis& columns, int tiles, int other = 0) {
+    Segment& in = product.segment[product.segments++];
+    in.operand = operand;
+    in.other = other;
+    in.columns = columns;
+    in.tiles = tiles;
+    return in;
+  }
+  void add_group(Product& product, const Group& g) { product.group[product.groups++] = g; }
+
+  int feed(Source source, const Axis& axis, int per_rank, int ld, int column = 0,
+           std::int64_t at = 0) {
+    Feed& f = p.feed[p.feeds];
+    f.source = source;
+    f.axis = axis;
+    f.per_rank = per_rank;
+    f.ld = ld;
+    f.column = column;
+    f.at = at;
+    return p.feeds++;
+  }
+  int whole(Source source, int width, std::int64_t at = 0) {
+    const int i = feed(source, {1, width, width}, 0, width, 0, at);
+    p.feed[i].whole = true;
+    return i;
+  }
+
+  // bytes that reach every rank when `each` are sent for a block; a rank without blocks sends a
+  // token instead, so that all take part in every exchange
+  int bytes(int blocks, int per_rank, int each) const {
+    int total = 0;
+    for (int r = 0; r < C; ++r) {
+      const int owned = std::clamp(blocks - r * per_rank, 0, per_rank);
+      total += owned ? owned * each : 16;
+    }
+    return total;
+  }
+  void exchange(Stage& stage, const Axis& axis, int target, int other = 0) {
+    const Group& g = stage.product.group[0];
+    stage.axis = axis;
+    stage.target = target;
+    stage.other = other;
+    stage.barrier = p.barriers++;
+    stage.bytes = bytes(g.blocks, g.per_rank, p.rows * (g.paired ? 16 : 32));
+  }
+  void norm(Stage& stage) {
+    const Group& g = stage.product.group[0];
+    stage.stats_barrier = p.barriers++;
+    stage.stats = take(C * p.rows * 8);
+    stage.stats_bytes = 0;
+    for (int r = 0; r < C; ++r) stage.stats_bytes += g.owned(r) ? p.rows * 8 : 16;
+  }
+  Stage& add(Kind kind) {
+    Stage& stage = p.stage[p.stages++];
+    stage.kind = kind;
+    return stage;
+  }
+
+  // rows, splits and memory of all products; the held one keeps `held` tiles a warp in registers
+  const char* settle(int held0, int held1) {
+    int sums = 0, vectors = 0, inputs = 0;
+    for (int i = 0; i < p.stages; ++i) {
+      Stage& stage = p.stage[i];
+      Product& product = stage.product;
+      for (int g = 0; g < product.groups; ++g) {
+        product.rows += product.group[g].per_rank * product.group[g].copies;
+        if (product.group[g].units() > kMaxSlice) return "a layer is too wide";
+      }
+      stage.vectors = vectors;
+      vectors += product.groups ? 4 * product.group[0].units() : 0;
+      if (!product.segments) continue;
+      const int longest = std::max(product.segment[0].tiles, product.segment[1].tiles);
+      product.splits = std::clamp(kWarps / product.rows, 1, longest);
+      product.packed = p.tiles;
+      p.tiles += product.rows * product.depth();
+      int tiles = product.rows * product.depth();
+      if (i == p.main) {
+        product.held = true;
+        if (product.rows > kWarps) return "the cell is too wide";
+        product.rest0 = std::max(0, ceil_div(product.segment[0].tiles, product.splits) - held0);
+        product.rest1 = std::max(0, ceil_div(product.segment[1].tiles, product.splits) - held1);
+        tiles = kWarps * (product.rest0 + product.rest1);
+      }
+      product.weights = take(tiles * kTileBytes);
+      sums = std::max(sums, product.segments * product.rows * product.splits);
+    }
+    for (int i = 0; i < p.feeds; ++i) {
+      p.feed[i].place = inputs;
+      inputs += p.rows * p.feed[i].units();
+    }
+    p.input_floats = inputs;
+    p.sums = take(sums * p.rows * kSumRow * 4);
+    p.scratch = take(2 * p.rows * kMaxSlice * 4);
+    p.input_buffers = take(2 * inputs * 4);
+    p.keep = take(2 * p.rows * 4);
+    p.carry_h = take(p.rows * kMaxSlice * 4);
+    p.carry_x = take(p.rows * kMaxSlice * 4);
+    p.vectors = take(vectors * 4);
+    return p.shared > kSharedLimit ? "the weights do not fit into shared memory" : nullptr;
+  }
+
+  const Sizes& s;
+  const Layers layers;
+  const Kept kept;
+  Program& p;
+  const int C;
+};
+
+}  // namespace fastrssm::cluster

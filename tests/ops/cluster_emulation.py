@@ -1,0 +1,126 @@
+"""The cluster scan on the host: compiled once from the kernels' own source, called as they are."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastrssm.ops import rssm_cuda, rssm_scan
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
+OPTIONS = ("-std=c++20", "-O2", "-fPIC", "-shared", "-Wno-unknown-pragmas", f"-I{CSRC}")
+# orders in which stores arrive: at once, as late as possible, any
+AT_ONCE, LATE, ANY = range(3)
+MUTATIONS = ("none", "parity", "bytes", "buffer", "token", "skipped wait", "wrong barrier")
+
+
+@functools.cache
+def library():
+    """Compile the emulation unless that was done for the same source."""
+    files = sorted([*CSRC.glob("cuda/rssm_*.h"), *CSRC.glob("cuda/rssm_*.cpp")])
+    files += sorted(CSRC.glob("common/*.h"))
+    text = b"".join(path.read_bytes() for path in files) + " ".join(OPTIONS).encode()
+    target = ROOT / "build" / "emulation" / f"{hashlib.sha256(text).hexdigest()[:16]}.so"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_suffix(f".{os.getpid()}")
+        units = [str(path) for path in files if path.suffix == ".cpp"]
+        subprocess.run(["g++", *OPTIONS, *units, "-o", str(temporary)], check=True)
+        os.replace(temporary, target)
+    return ctypes.CDLL(str(target))
+
+
+def formulas(name, x, count, *constants):
+    """Apply the scalar formulas `name` to float32 numbers; returns `count` arrays."""
+    x = x.float().contiguous()
+    out = torch.empty(count, x.shape[-1])
+    given = [ctypes.c_float(constant) for constant in constants]
+    function = getattr(library(), f"emulator_{name}")
+    function(x.shape[-1], ctypes.c_void_p(x.data_ptr()), *given, ctypes.c_void_p(out.data_ptr()))
+    return out
+
+
+def _numbers(values, kind):
+    return (kind * len(values))(*values)
+
+
+class Emulator:
+    """What `fastrssm._native` offers for clusters, on the host."""
+
+    def __init__(self, ranks=16, rows=8, clusters=2, order=ANY, seed=0,
+                 mutation="none", barrier=0, backward=False):  # fmt: skip
+        self.ranks, self.rows, self.clusters = ranks, rows, clusters
+        self.order, self.seed = order, seed
+        # in one direction
+        self.mutation, self.barrier = MUTATIONS.index(mutation), barrier
+        self.backward = backward
+        self._library = library()
+        for name in ("sizes", "pack", "run"):
+            getattr(self._library, f"emulator_{name}").restype = ctypes.c_char_p
+
+    def _sizes(self, layout, backward, ranks, rows):
+        found = (ctypes.c_int64 * 5)()
+        why = self._library.emulator_sizes(
+            _numbers(layout, ctypes.c_int64), int(backward), ranks, rows, found
+        )
+        return why, list(found)
+
+    def rssm_cluster_refusal(self, layout, backward, ranks, rows):
+        if (ranks, rows) != (self.ranks, self.rows):
+            return "another cluster is emulated"
+        return (self._sizes(layout, backward, ranks, rows)[0] or b"").decode()
+
+    def rssm_cluster_sizes(self, layout, backward, ranks, rows):
+        return self._sizes(layout, backward, ranks, rows)[1]
+
+    def rssm_cluster_count(self, device, layout, backward, ranks, rows):
+        return self.clusters
+
+    def rssm_cluster_pack(self, stream, layout, backward, ranks, rows, weights, packed):
+        why = self._library.emulator_pack(
+            _numbers(layout, ctypes.c_int64), int(backward), ranks, rows,
+            _numbers(weights, ctypes.c_size_t), len(weights) // 4, ctypes.c_size_t(packed),
+        )  # fmt: skip
+        assert not why, why
+
+    def rssm_cluster_run(
+        self, stream, layout, backward, ranks, rows, clusters, min_std, action_min_std, tensors
+    ):
+        options = [int(backward), ranks, rows, clusters]
+        mutation = self.mutation if backward == self.backward else 0
+        options += [self.order, self.seed, mutation, self.barrier]
+        why = self._library.emulator_run(
+            _numbers(layout, ctypes.c_int64), _numbers(options, ctypes.c_int),
+            ctypes.c_double(min_std), ctypes.c_double(action_min_std),
+            _numbers(tensors, ctypes.c_size_t), (len(tensors) - 24) // 4,
+        )  # fmt: skip
+        if why:
+            raise RuntimeError(why.decode())
+
+
+def _forget():
+    rssm_cuda._fitting.cache_clear()
+    rssm_cuda.kept_width.cache_clear()
+    rssm_cuda._PACKS._entries.clear()
+
+
+@contextmanager
+def emulated(**options):
+    """Let the backend "cuda" run on the emulation."""
+    emulator = Emulator(**options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rssm_cuda, "_native", lambda: emulator)
+        # it runs on tensors of the CPU
+        patch.setattr(rssm_scan, "resolve", lambda op, x, requested, refused: requested)
+        _forget()
+        try:
+            yield emulator
+        finally:
+            _forget()

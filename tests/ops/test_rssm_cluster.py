@@ -1,0 +1,238 @@
+"""The cluster kernels without a GPU: their source on the host, where stores come late and out of
+order, against rounded products of the reference; and errors that this emulation has to notice."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cluster_emulation import ANY, AT_ONCE, LATE, Emulator, emulated, formulas
+from rounded import RoundedProducts
+from scan_runs import CASES, EVERY_OP, NAMES, matmul_precision, results, run, same, sources
+
+from fastrssm import ops
+from fastrssm.ops import rssm_cuda, rssm_plan
+from tests.checks import assert_matches
+from tests.op_cases import ScanCase
+
+TINY = replace(CASES["rssm"], T=3, B=9)
+JOINT = replace(CASES["rssmo"], T=3, B=9)
+# the published sizes: what does not fit into registers, and slices of more than one block
+AIME = ScanCase("aime", T=2, B=3, D=512, S=128, A=6, width=128)
+RSSMO = ScanCase("rssmo", T=2, B=3, D=512, S=30, A=6, width=512, heads="joint", pre=512, hidden=1)
+BOTH_DIRECTIONS = pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+CASES_HERE = [CASES[name] for name in ("rssm", "rssmo", "deep", "one step", "smallest")]
+
+
+def emulate(op, case, **options):
+    with matmul_precision("medium"), emulated(**options):
+        return run(op, case, torch.float32, "cuda")
+
+
+def assert_agrees(op, case, **options):
+    exact = run(op, case, torch.float64, "reference")
+    with RoundedProducts("bfloat16"):
+        plain = run(op, case, torch.float32, "reference")
+    got = emulate(op, case, **options)
+    for kind, *three in zip(("value", "gradient"), got, exact, plain, strict=True):
+        for i, one in enumerate(zip(*three, strict=True)):
+            assert_matches(f"{kind} {i}", *one)
+
+
+# scalar formulas
+
+
+def test_formulas_of_the_cell():
+    g = torch.Generator().manual_seed(0)
+    x = 3 * torch.randn(6, 2000, generator=g, dtype=torch.float64)
+    exact = x.float().double()
+    r_sum, z_sum, xn, hn, before = exact[:5].unbind()
+    leaves = [y.clone().requires_grad_() for y in (r_sum, z_sum, xn, hn, before)]
+    r, z = leaves[0].sigmoid(), leaves[1].sigmoid()
+    n = (leaves[2] + r * leaves[3]).tanh()
+    h = (1 - z) * n + z * leaves[4]
+    # the part of hn's gradient, and of the state's, that does not pass its own sum
+    gradients = torch.autograd.grad((h * exact[5]).sum(), leaves)
+    got = formulas("cell", x, 10).double()
+    for one, other in zip(got, (r, z, n, leaves[3], h, *gradients), strict=True):
+        torch.testing.assert_close(one, other.detach(), rtol=1e-5, atol=2e-6)
+
+
+def test_formulas_of_activations():
+    x = torch.cat((torch.linspace(-30, 30, 1999, dtype=torch.float64), torch.zeros(1)))
+    x = x.float().double().requires_grad_()
+    values = F.elu(x), F.silu(x), x.tanh(), F.softplus(x) + 0.1, 2 * (x / 2).sigmoid() + 0.1
+    slopes = [torch.autograd.grad(y.sum(), x)[0] for i, y in enumerate(values) if i != 2]
+    got = formulas("activations", x.detach(), 9, 0.1).double()
+    # from the result, where it is the sum that is at zero, torch takes 1
+    for one, other in zip(got, (*values, *slopes), strict=True):
+        torch.testing.assert_close(one, other.detach(), rtol=1e-5, atol=2e-6)
+
+
+# packing
+
+
+@pytest.mark.parametrize("case", [TINY, JOINT], ids=["split", "joint"])
+@pytest.mark.parametrize("ranks", [8, 16])
+@BOTH_DIRECTIONS
+def test_every_weight_is_packed_once(case, ranks, backward):
+    args, options = case.arguments("rssm_observe_policy")
+    weights, policy = args[-2:]
+    names = ("cell", "heads", "latent")
+    projected = options.get("policy_proj") is not None
+    plan = rssm_plan.make_plan(
+        weights, policy, *(options[name] for name in names), 1, True, projected, False
+    )
+    tensors = [x for x in rssm_plan.flatten(weights, policy) if x is not None]
+    with emulated(ranks=ranks):
+        packed = rssm_cuda._Launch(
+            torch.zeros(3, 9, case.S), tensors, plan.structure, backward=backward
+        ).packed(learning=True)
+    layers = rssm_cuda._spread(plan.structure, tensors)
+    wanted = torch.cat([layer[0].detach().bfloat16().flatten() for layer in layers])
+    found = packed.view(torch.bfloat16)
+    assert torch.equal(found[found != 0].sort().values, wanted[wanted != 0].sort().values)
+
+
+# whole scans
+
+
+@EVERY_OP
+@pytest.mark.parametrize("case", CASES_HERE, ids=lambda case: case.name)
+def test_agrees_with_rounded_products(op, case):
+    assert_agrees(op, case)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "rows", "clusters"), [(16, 16, 1), (8, 8, 3), (8, 16, 2)], ids=str
+)
+@pytest.mark.parametrize("case", [TINY, JOINT], ids=["split", "joint"])
+def test_clusters_of_any_shape(case, ranks, rows, clusters):
+    assert_agrees(
+        "rssm_observe_policy", replace(case, B=35), ranks=ranks, rows=rows, clusters=clusters
+    )
+
+
+@pytest.mark.parametrize("case", [AIME, RSSMO], ids=lambda case: case.name)
+def test_published_sizes(case):
+    assert_agrees("rssm_observe", case)
+
+
+def test_half_a_cluster_has_registers_for_the_published_size():
+    case = replace(AIME, T=1, B=2)
+    args, options = case.arguments("rssm_observe")
+    with torch.no_grad():
+        exact = results(ops.rssm_observe(*args, **options, backend="reference"))
+        with RoundedProducts("bfloat16"):
+            plain = results(ops.rssm_observe(*args, **options, backend="reference"))
+        with matmul_precision("medium"), emulated(ranks=8):
+            got = results(ops.rssm_observe(*args, **options, backend="cuda"))
+    for i, (x, y, z) in enumerate(zip(got, exact, plain, strict=True)):
+        # the reference in float32 stands for float64: its own error is a thousandth
+        assert_matches(f"value {i}", x, y.double(), z)
+
+
+@pytest.mark.parametrize("case", [TINY, JOINT], ids=["split", "joint"])
+def test_no_order_of_stores_changes_a_bit(case):
+    runs = [
+        emulate("rssm_observe_policy", case, order=order, seed=seed)
+        for order, seed in ((AT_ONCE, 0), (LATE, 1), (ANY, 2), (ANY, 3))
+    ]
+    assert all(same(one, runs[0]) for one in runs[1:])
+
+
+def test_frozen_weights_have_no_gradient():
+    args, options = TINY.arguments("rssm_observe_policy")
+    policy = args[-1]
+    every = emulate("rssm_observe_policy", TINY)[1]
+    leaves = sources(args, options)
+    of_policy = [any(x is y for layer in policy.layers for y in layer) for x in leaves]
+    for x, wanted in zip(leaves, of_policy, strict=True):
+        x.requires_grad_(wanted)
+    with matmul_precision("medium"), emulated():
+        values = results(ops.rssm_observe_policy(*args, **options, backend="cuda"))
+    g = torch.Generator().manual_seed(1)
+    weights = [torch.randn(x.shape, generator=g, dtype=torch.float64) for x in values]
+    total = sum((x * w.to(x)).sum() for x, w in zip(values, weights, strict=True))
+    learnt = [x for x in leaves if x.requires_grad]
+    with emulated():
+        got = torch.autograd.grad(total, learnt)
+    wanted = [g for g, is_policy in zip(every, of_policy, strict=True) if is_policy]
+    assert len(got) == len(wanted) > 0
+    assert same(list(got), wanted)
+
+
+# errors that must not stay unnoticed
+
+
+def noticed(op, case, wanted, **options):
+    """Whether the emulation stops, or its results show it."""
+    try:
+        found = emulate(op, case, **options)
+    except RuntimeError:
+        return True
+    return not same(found, wanted)
+
+
+@BOTH_DIRECTIONS
+@pytest.mark.parametrize("mutation", ["parity", "bytes", "skipped wait", "wrong barrier"])
+@pytest.mark.parametrize("case", [TINY, JOINT], ids=["split", "joint"])
+def test_an_error_at_any_barrier_is_noticed(case, mutation, backward):
+    op = "rssm_observe_policy"
+    wanted = emulate(op, case)
+    barriers = 7 if case is TINY else 9
+    missed = [
+        barrier
+        for barrier in range(barriers)
+        if not noticed(
+            op, case, wanted, mutation=mutation, barrier=barrier, order=LATE, backward=backward
+        )
+    ]
+    assert missed == []
+
+
+@BOTH_DIRECTIONS
+def test_a_missing_token_is_noticed(backward):
+    wanted = emulate("rssm_observe", TINY)
+    assert noticed("rssm_observe", TINY, wanted, mutation="token", order=LATE, backward=backward)
+
+
+def test_a_buffer_too_few_is_noticed():
+    wanted = emulate("rssm_observe", TINY)
+    assert noticed("rssm_observe", TINY, wanted, mutation="buffer", order=LATE)
+
+
+# what cannot run
+
+
+def test_refusals():
+    emulator = Emulator()
+    layout = [1, 1, 512, 128, 6, 1, 0, 0, 0, 0, 3, 128, 0, 0, 1, 0]
+
+    def refusal(**changed):
+        places = {"D": 2, "head_layers": 10, "head_width": 11}
+        found = list(layout)
+        for name, value in changed.items():
+            found[places[name]] = value
+        return emulator.rssm_cluster_refusal(found, False, 16, 8)
+
+    assert refusal() == ""
+    assert "too wide" in refusal(D=1040)
+    assert "shared memory" in refusal(D=1024)
+    assert "hidden layers" in refusal(head_layers=1)
+    assert "hidden layers" in refusal(head_layers=5)
+
+
+def test_float32_products_are_refused():
+    structure = (6, 4, 2, 1, 0, 0, 0, 0, 3, 5, 0, 0, 1, 0)
+    cuda = torch.device("cuda", 0)
+    assert "bfloat16" in rssm_cuda.refusals(structure, "float32", cuda)["cuda"]
+    ln_gru = (*structure[:4], 1, *structure[5:])
+    assert "torch_gru" in rssm_cuda.refusals(ln_gru, "bfloat16", cuda)["cuda"]
+
+
+@pytest.mark.parametrize("op", NAMES)
+def test_nothing_falls_back_in_silence(op):
+    args, options = TINY.arguments(op)
+    with pytest.raises(RuntimeError, match="'cuda' is not available"):
+        getattr(ops, op)(*args, **options, backend="cuda")
