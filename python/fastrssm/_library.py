@@ -171,16 +171,19 @@ def define(
 def differentiable(forward: Op, backward: Op, tensors: int) -> Callable[..., Tensor]:
     """Join two ops by autograd and return the function to call instead of the first.
 
-    The forward op takes `tensors` tensors, then options, and returns one tensor. The backward op
-    takes the gradient of the result, the result, the tensors and the options, and returns one
-    gradient per tensor. A second backward raises: a wrong one would be silent.
+    The forward op takes `tensors` tensors, then options, and returns the result, or a tuple of it
+    and of what only its backward needs. The backward op takes the gradient of the result, all that
+    the forward op returned, the tensors and the options, and returns one gradient per tensor. A
+    second backward raises: a wrong one would be silent.
     """
 
-    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(output, *inputs[:tensors])
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        results = output if isinstance(output, tuple) else (output,)
+        ctx.save_for_backward(*results, *inputs[:tensors])
         ctx.options = inputs[tensors:]
 
-    def gradients(run: Callable[..., Any], ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    # the other results are not handed out, so nothing depends on them
+    def gradients(run: Callable[..., Any], ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
         found = run(grad.contiguous(), *ctx.saved_tensors, *ctx.options)
         return *found, *(None for _ in ctx.options)
 
@@ -196,7 +199,7 @@ def differentiable(forward: Op, backward: Op, tensors: int) -> Callable[..., Ten
         def forward(ctx: Any, *args: Any) -> Tensor:
             output = forward.kernel(*args)
             save(ctx, args, output)
-            return output
+            return output[0] if isinstance(output, tuple) else output
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
@@ -222,7 +225,7 @@ def differentiable(forward: Op, backward: Op, tensors: int) -> Callable[..., Ten
         generate_vmap_rule = True
 
         @staticmethod
-        def forward(*args: Any) -> Tensor:
+        def forward(*args: Any) -> Any:
             return forward.traced(*args)
 
         setup_context = staticmethod(save)
@@ -231,7 +234,7 @@ def differentiable(forward: Op, backward: Op, tensors: int) -> Callable[..., Ten
         def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
             return gradients(TransformedBackward.apply, ctx, *grads)
 
-    def call(*args: Any) -> Tensor:
+    def results(*args: Any) -> Any:
         if torch.compiler.is_compiling():
             return forward.traced(*args)
         if torch._C._are_functorch_transforms_active():
@@ -242,6 +245,10 @@ def differentiable(forward: Op, backward: Op, tensors: int) -> Callable[..., Ten
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
             return Eager.apply(*args)
         return forward.kernel(*args)
+
+    def call(*args: Any) -> Tensor:
+        found = results(*args)
+        return found[0] if isinstance(found, tuple) else found
 
     return call
 

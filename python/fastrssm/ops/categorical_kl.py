@@ -79,115 +79,68 @@ def categorical_kl(
         return reference.categorical_kl(
             post_logits, prior_logits, unimix=unimix, kl_balance=kl_balance, free_nats=free_nats
         )
-    inputs = post_logits, prior_logits
     post_scale, prior_scale = (1.0, 1.0) if kl_balance is None else (1.0 - kl_balance, kl_balance)
-    if chosen == "triton":
-        return _on_triton(*inputs, unimix, post_scale, prior_scale, free_nats)
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    kl, statistics = _value.traced(*(x.detach() for x in inputs), unimix, wanted, chosen)
-    if not wanted:
-        return kl
-    return _with_gradient(*inputs, kl, statistics, unimix, post_scale, prior_scale, free_nats)
+    options = unimix, post_scale, prior_scale, free_nats, chosen
+    return _categorical_kl(post_logits, prior_logits, *options)
 
 
-def _empty_value(post_logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    _, _, wanted, _ = args
+def _empty_results(post_logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     *shape, G, _ = post_logits.shape
     dtype = torch.float32 if post_logits.dtype == torch.bfloat16 else post_logits.dtype
-    size = (*shape, _STATISTICS if wanted else 0, G)
-    kl, statistics = (torch.empty(x, dtype=dtype, device=post_logits.device) for x in (shape, size))
+    sizes = shape, (*shape, _STATISTICS if args[-1] == "cpu" else 0, G)
+    kl, statistics = (torch.empty(x, dtype=dtype, device=post_logits.device) for x in sizes)
     return kl, statistics
+
+
+def _empty_gradients(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    _, _, *logits = args[:4]
+    post, prior = (empty_again(x.shape, dtype=x.dtype, device=x.device) for x in logits)
+    return post, prior
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor]:
-    from fastrssm import _native
+    post_logits, prior_logits, unimix, _, _, _, backend = args
+    kl, statistics = _empty_results(*args)
+    if backend == "cpu":
+        from fastrssm import _native
 
-    post_logits, prior_logits, unimix, _, _ = args
-    kl, statistics = _empty_value(*args)
-    sizes = kl.numel(), *post_logits.shape[-2:]
-    tensors: Any = (post_logits, prior_logits, kl, statistics)
-    call_cpu(_native.categorical_kl_forward, post_logits.dtype, sizes, tensors, unimix)
+        sizes = kl.numel(), *post_logits.shape[-2:]
+        tensors: Any = (post_logits, prior_logits, kl, statistics)
+        call_cpu(_native.categorical_kl_forward, post_logits.dtype, sizes, tensors, unimix)
+    else:
+        from fastrssm.kernels import categorical_kl as kernel
+
+        with torch.cuda.device_of(kl):
+            kernel.forward(post_logits, prior_logits, kl, unimix)
     return kl, statistics
 
 
-def _copy(post_logits: Tensor, prior_logits: Tensor, kl: Tensor, *_: Any) -> Tensor:
-    return torch.clone(kl, memory_format=torch.contiguous_format)
-
-
-def _empty_gradients(*args: Any) -> tuple[Tensor, ...]:
-    _, _, *logits, kl, statistics, _, _, _, _ = args
-    # those of the value and of its statistics are never asked for: they come without a history
-    constants = (kl.new_zeros(()).expand(x.shape) for x in (kl, statistics))
-    gradients = (empty_again(x.shape, dtype=x.dtype, device=x.device) for x in logits)
-    return *gradients, *constants
-
-
-def _backward(*args: Any) -> tuple[Tensor, ...]:
-    from fastrssm import _native
-
-    grad, _, post_logits, prior_logits, kl, statistics, *options = args
+def _backward(*args: Any) -> tuple[Tensor, Tensor]:
+    grad, kl, statistics, post_logits, prior_logits, *options, backend = args
     gradients = _empty_gradients(*args)
-    sizes = kl.numel(), *post_logits.shape[-2:]
-    tensors: Any = (grad, post_logits, prior_logits, kl, statistics, *gradients[:2])
-    call_cpu(_native.categorical_kl_backward, post_logits.dtype, sizes, tensors, *options)
+    if backend == "cpu":
+        from fastrssm import _native
+
+        sizes = kl.numel(), *post_logits.shape[-2:]
+        tensors: Any = (grad, post_logits, prior_logits, kl, statistics, *gradients)
+        call_cpu(_native.categorical_kl_backward, post_logits.dtype, sizes, tensors, *options)
+    else:
+        from fastrssm.kernels import categorical_kl as kernel
+
+        with torch.cuda.device_of(kl):
+            kernel.backward(grad, kl, post_logits, prior_logits, *gradients, *options)
     return gradients
 
 
 _LOGITS = "Tensor post_logits, Tensor prior_logits"
-_value = define(
-    f"categorical_kl({_LOGITS}, float unimix, bool wanted, str backend) -> (Tensor, Tensor)",
-    _forward,
-    _empty_value,
-)
-_JOINED = f"{_LOGITS}, Tensor kl, Tensor statistics"
-_OPTIONS = "float unimix, float post_scale, float prior_scale, float free_nats"
-_with_gradient = differentiable(
-    define(f"categorical_kl_with_gradient({_JOINED}, {_OPTIONS}) -> Tensor", _copy, _copy),
+_OPTIONS = "float unimix, float post_scale, float prior_scale, float free_nats, str backend"
+_categorical_kl = differentiable(
+    define(f"categorical_kl({_LOGITS}, {_OPTIONS}) -> (Tensor, Tensor)", _forward, _empty_results),
     define(
-        f"categorical_kl_backward(Tensor grad, Tensor result, {_JOINED}, {_OPTIONS})"
-        " -> (Tensor, Tensor, Tensor, Tensor)",
+        f"categorical_kl_backward(Tensor grad, Tensor kl, Tensor statistics, {_LOGITS}, {_OPTIONS})"
+        " -> (Tensor, Tensor)",
         _backward,
         _empty_gradients,
-    ),
-    tensors=4,
-)
-
-
-def _empty_kl(post_logits: Tensor, *_: Any) -> Tensor:
-    return torch.empty(post_logits.shape[:-2], dtype=torch.float32, device=post_logits.device)
-
-
-def _empty_pair(grad: Tensor, kl: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in args[:2])
-
-
-def _triton_forward(*args: Any) -> Tensor:
-    from fastrssm.kernels import categorical_kl as triton
-
-    post_logits, prior_logits, unimix, *_ = args
-    kl = _empty_kl(post_logits)
-    with torch.cuda.device_of(kl):
-        triton.forward(post_logits, prior_logits, kl, unimix)
-    return kl
-
-
-def _triton_backward(*args: Any) -> tuple[Tensor, ...]:
-    from fastrssm.kernels import categorical_kl as triton
-
-    tensors, options = args[:4], args[4:]
-    gradients = _empty_pair(*tensors)
-    with torch.cuda.device_of(gradients[0]):
-        triton.backward(*tensors, *gradients, *options)
-    return gradients
-
-
-_on_triton = differentiable(
-    define(f"categorical_kl_triton({_LOGITS}, {_OPTIONS}) -> Tensor", _triton_forward, _empty_kl),
-    define(
-        f"categorical_kl_triton_backward(Tensor grad, Tensor kl, {_LOGITS}, {_OPTIONS})"
-        " -> (Tensor, Tensor)",
-        _triton_backward,
-        _empty_pair,
     ),
     tensors=2,
 )
