@@ -210,7 +210,9 @@ def bench(run, name):
     command = [run.python, "-m", "bench", "--only", name, *rounds, "--out", part]
     status, printed = run.call(command, BENCHES.get(name, 60))
     if part.exists():
-        run.result["rows"] += json.loads(part.read_text())["rows"]
+        found = json.loads(part.read_text())
+        run.result["rows"] += found["rows"]
+        run.result["machine"] = run.result["machine"] or found["machine"]
         part.unlink()
     run.note(name, status, started, note="" if status == "done" else tail(printed))
 
@@ -245,7 +247,8 @@ def main():
         name = gpu if chosen == list(PIECES) else "-".join([gpu, *chosen])
         run.out = ROOT / ("build" if run.dry else "bench/results") / f"{name}.json"
     build(run)
-    describe(run)
+    if not run.dry:
+        describe(run)
     pieces(run, ("tests", "sanitizer", "gpu-rehearsal") if run.dry else chosen)
     failed = run.result["tests"].get("failures", [])
     for line in failed:

@@ -45,7 +45,7 @@ def run(tmp_path, monkeypatch):
 
 
 def test_a_piece_cut_off_leaves_what_it_had(run, monkeypatch):
-    part = json.dumps({"rows": [{"provider": "first"}]})
+    part = json.dumps({"machine": {"gpu": "H"}, "rows": [{"provider": "first"}]})
     monkeypatch.setitem(gpu.BENCHES, "gpu-W1", 2)
     whole = gpu.Run.call
 
@@ -60,6 +60,7 @@ def test_a_piece_cut_off_leaves_what_it_had(run, monkeypatch):
     assert time.monotonic() - started < 20
     result = json.loads(run.out.read_text())
     assert result["rows"] == [{"provider": "first"}]
+    assert result["machine"] == {"gpu": "H"}
     assert result["pieces"][0]["status"] == "cut off after 2 s"
 
 
