@@ -225,6 +225,37 @@ def test_what_is_not_prepared_goes_through_the_op(ways):
 
 
 @torch.no_grad()
+def test_parameters_that_are_not_plain_go_through_the_op(ways):
+    with torch.inference_mode():
+        rssm = build()
+        args = inputs(rssm, 4)
+        expected = stepped(rssm, *args)
+        rssm.memory_cell.bias_hh.add_(1.0)
+        assert not same(stepped(rssm, *args), expected)
+    assert len(ways) == 2
+
+    class Stepping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rssm = build()
+
+        def forward(self):
+            return stepped(self.rssm, *args)
+
+    stepping = Stepping()
+    plain = stepping()
+    assert len(ways) == 2
+    doubled = {key: torch.stack((x, 2 * x)) for key, x in stepping.named_parameters()}
+    both = torch.vmap(lambda x: torch.func.functional_call(stepping, x))(doubled)
+    assert len(ways) == 3
+    torch.testing.assert_close(State(*(x[0] for x in both)), plain)
+    for x in stepping.parameters():
+        x.mul_(2)
+    torch.testing.assert_close(State(*(x[1] for x in both)), stepping())
+    assert len(ways) == 3
+
+
+@torch.no_grad()
 def test_errors_are_those_of_the_op():
     rssm = build()
     embed, action, state, noise, is_first = inputs(rssm, 4)

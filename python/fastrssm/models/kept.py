@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from operator import is_
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +43,12 @@ class Kept(Generic[V]):
             return None
         found = self._found
         if found is None or not found[0].are_unchanged():
-            modules = _Parts(owner, parts())
-            # a tensor of inference mode would have no version
-            with torch.inference_mode(False), torch.no_grad():
-                value = make() if modules.are_plain() else None
-            self._found = found = modules, value
-        return found[1]
+            self._found = found = None
+            if (known := _plain_parts(owner, parts())) is not None:
+                # a tensor of inference mode would have no version
+                with torch.inference_mode(False), torch.no_grad():
+                    self._found = found = known, make()
+        return None if found is None else found[1]
 
     def forget_while_learning(self) -> bool:
         """Forget the value if gradients are wanted, and tell whether they are."""
@@ -65,24 +65,13 @@ class Kept(Generic[V]):
 class _Parts:
     """Modules and parameters at one moment."""
 
-    def __init__(self, owner: nn.Module, parts: Sequence[nn.Module]) -> None:
-        modules = [module for part in parts for module in part.modules()]
-        dicts = [d for m in modules for d in (m._modules, m._parameters) if d]
-        self._dicts = [owner._modules, *dicts]
-        self._values = [value for d in self._dicts for value in d.values()]
-        self._parameters = [x for x in self._values if isinstance(x, Tensor)]
-        self._addresses = [x.data_ptr() for x in self._parameters]
+    def __init__(self, dicts: list[dict[str, Any]], parameters: list[Tensor]) -> None:
+        self._dicts, self._parameters = dicts, parameters
+        self._values = [value for d in dicts for value in d.values()]
+        self._addresses = [x.data_ptr() for x in parameters]
         # so that nothing else gets these addresses
-        self._storages = [x.untyped_storage() for x in self._parameters]
-        self._versions = self._seen_versions()
-
-    def _seen_versions(self) -> list[int]:
-        return [x._version for x in self._parameters]
-
-    def are_plain(self) -> bool:
-        return not torch._C._are_functorch_transforms_active() and all(
-            type(x) is Parameter and not x.is_inference() for x in self._parameters
-        )
+        self._storages = [x.untyped_storage() for x in parameters]
+        self._versions = [x._version for x in parameters]
 
     def are_unchanged(self) -> bool:
         values = [value for d in self._dicts for value in d.values()]
@@ -90,5 +79,17 @@ class _Parts:
             len(values) == len(self._values)
             and all(map(is_, values, self._values))
             and [x.data_ptr() for x in self._parameters] == self._addresses
-            and self._seen_versions() == self._versions
+            and [x._version for x in self._parameters] == self._versions
         )
+
+
+def _plain_parts(owner: nn.Module, parts: Sequence[nn.Module]) -> _Parts | None:
+    """Look at the parts; None where a parameter has no version or address of its own."""
+    modules = [module for part in parts for module in part.modules()]
+    parameters = [x for m in modules for x in m._parameters.values() if x is not None]
+    if torch._C._are_functorch_transforms_active() or any(
+        type(x) is not Parameter or x.is_inference() for x in parameters
+    ):
+        return None
+    dicts: list[dict[str, Any]] = [d for m in modules for d in (m._modules, m._parameters) if d]
+    return _Parts([owner._modules, *dicts], [*parameters])
