@@ -131,11 +131,11 @@ def test_starts_are_chosen_without_repetition():
 
 def test_a_run_leaves_what_it_promises(finished, tmp_path):
     lines = records(finished)
-    assert [line["update"] for line in lines if "model_grad_norm" in line] == [2, 4, 6]
+    assert [line["update"] for line in lines if "model_grad_norm" in line] == [2, 3, 4, 6]
     assert [line["episodes"] for line in lines if "episodes" in line] == [4, 6]
     assert {"reward_mse", "kl_loss"} <= lines[0].keys()
     assert "actor_loss" not in lines[0]
-    assert {"actor_loss", "value_loss", "imagined_return", "actor_grad_norm"} <= lines[1].keys()
+    assert {"actor_loss", "value_loss", "imagined_return", "actor_grad_norm"} <= lines[2].keys()
     # the replay is a dataset
     made = info(finished / "episodes")
     assert (made["episodes"], made["frames"]) == (6, 6 * 13)
@@ -185,7 +185,9 @@ def test_both_backends_train_alike(finished, tmp_path):
     assert ours != plain, "both ran on one backend"
 
 
-def test_a_diverging_run_stops_and_says_where(tmp_path, monkeypatch):
+@pytest.mark.parametrize("log_every", [2, 100])
+def test_a_diverging_run_stops_and_says_where(tmp_path, monkeypatch, log_every):
+    """Before its policy acts again, however seldom it is looked at."""
     update, calls = dreamer.update, iter(range(1, 99))
 
     def diverging(*args):
@@ -196,7 +198,7 @@ def test_a_diverging_run_stops_and_says_where(tmp_path, monkeypatch):
     monkeypatch.setattr(dreamer, "update", diverging)
     message = r"actor_loss is nan at update 5, .*last good checkpoint is .*step-000000003"
     with pytest.raises(ValueError, match=message):
-        train(Args(**TINY, out=str(tmp_path)))
+        train(Args(**(TINY | {"log_every": log_every}), out=str(tmp_path)))
     assert load_checkpoint(tmp_path, expected=("dreamer",)).step == 3
 
 

@@ -118,8 +118,8 @@ def test_the_predictors_learn():
 
 def test_a_run_leaves_what_it_promises(finished):
     lines = records(finished)
-    assert [line["update"] for line in lines if "emb_prediction_loss" in line] == [2, 4, 6]
-    assert {"actor_loss", "imagined_reward", "value_loss"} <= lines[1].keys()
+    assert [line["update"] for line in lines if "emb_prediction_loss" in line] == [2, 3, 4, 6]
+    assert {"actor_loss", "imagined_reward", "value_loss"} <= lines[2].keys()
     tensors = load_checkpoint(finished, expected=("plan2explore",)).tensors
     assert tensors["ensemble.net.0.weight"].shape == (3, 8, 21)
     assert not any("decoders.reward" in name for name in tensors)

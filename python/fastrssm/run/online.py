@@ -211,10 +211,11 @@ def learn_online(algorithm: str, args: OnlineArgs, learner: Learner, device: tor
             )
             for step in range(start + 1, total + 1):
                 logger.add(update(replay.sample(), noise, step > args.pretrain_updates))
-                # a mean is over updates of one kind
-                if step % args.log_every == 0 or step in (args.pretrain_updates, total):
-                    logger.write(step)
                 before, due = replay.num_episodes, episodes_after(args, step)
+                saving = step % args.checkpoint_every == 0 or step == total
+                # the logger stops a run that diverged, so it looks before anything acts or is kept
+                if step % args.log_every == 0 or due > before or saving:
+                    logger.write(step)
                 if due > before:
                     agent = WorldModelAgent(world_model, policy, _seed(args.seed, due, 2))
                     with logger.paused():
@@ -224,7 +225,7 @@ def learn_online(algorithm: str, args: OnlineArgs, learner: Learner, device: tor
                     logger.say(f"update {step}: {due} episodes, return {mean:.1f}")
                     if due // args.snapshot_every > before // args.snapshot_every:
                         save_snapshot(out / "snapshots", due, args.env, world_model, policy)
-                if step % args.checkpoint_every == 0 or step == total:
+                if saving:
                     states = {
                         name: optimizer.state_dict() for name, optimizer in optimizers.items()
                     }
