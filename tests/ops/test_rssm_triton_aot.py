@@ -33,8 +33,8 @@ CASES = {
 STREAMED = ("rssm_forward_kernel", "rssm_backward_kernel")
 # bytes of shared memory that a program may have
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
-# Addresses of weights are the same at all steps, so the compiler computes them once, before the
-# loop, and keeps what the registers cannot hold on the stack: a few loads among thousands.
+# An allowance: presumably addresses of weights, the same at all steps, that are computed before the
+# loop. 160 bytes are some dozens of loads a step among thousands.
 STACK = 160
 
 
