@@ -50,10 +50,10 @@ void pack(Address stream, const Layout& layout, bool backward, int ranks, int ro
 constexpr int kBeforeLayers = 24;
 
 void run(Address stream, const Layout& layout, bool backward, int ranks, int rows, int clusters,
-         double min_std, double action_min_std, const Addresses& tensors) {
+         double min_std, double action_min_std, bool learns, const Addresses& tensors) {
   const int layers = (static_cast<int>(tensors.size()) - kBeforeLayers) / 4;
   check(fastrssm_cluster_run(layout.data(), backward, ranks, rows, clusters, min_std,
-                             action_min_std, tensors.data(), layers,
+                             action_min_std, learns, tensors.data(), layers,
                              reinterpret_cast<void*>(stream)));
 }
 
@@ -70,5 +70,5 @@ void define_rssm_cluster(py::module_& m) {
         py::arg("ranks"), py::arg("rows"), py::arg("layers"), py::arg("packed"));
   m.def("rssm_cluster_run", &run, py::arg("stream"), py::arg("layout"), py::arg("backward"),
         py::arg("ranks"), py::arg("rows"), py::arg("clusters"), py::arg("min_std"),
-        py::arg("action_min_std"), py::arg("tensors"));
+        py::arg("action_min_std"), py::arg("learns"), py::arg("tensors"));
 }

@@ -56,9 +56,8 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
 
   FASTRSSM_CLUSTER void start() {
     x.sync();
-    this->read_ahead(t, n);
+    this->read_ahead(t, n, 0, 1);
     x.threads([&](int thread) {
-      if (thread < kRows) this->keep_of(n)[thread] = this->keeps(t, thread);
       for (int i = thread; i < kRows * kMaxSlice; i += kThreads) {
         this->template at<float>(p.carry_h)[i] = this->template at<float>(p.carry_x)[i] = 0.0f;
       }
@@ -69,12 +68,6 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
 
   FASTRSSM_CLUSTER void step() {
     const bool more = t > 0;
-    if (more) {
-      this->read_ahead(t - 1, n + 1);
-      x.threads([&](int thread) {
-        if (thread < kRows) next_keep_.of_thread(thread) = this->keeps(t - 1, thread);
-      });
-    }
     for (int s = 0; s < p.stages; ++s) {
       const Stage& stage = p.stage[s];
       if (s == p.main) {
@@ -117,6 +110,8 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
           to_state(stage, 1, 0);
           add_inputs(stage);
       }
+      // a share of the next inputs, where all ranks wait for each other
+      if (more) this->read_ahead(t - 1, n + 1, s, p.stages);
       if (stage.barrier >= 0) {
         this->receive(stage);
       } else {
@@ -126,9 +121,6 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
     }
     if (!more) return;
     x.copied();
-    x.threads([&](int thread) {
-      if (thread < kRows) this->keep_of(n + 1)[thread] = next_keep_.of_thread(thread);
-    });
     x.sync();
   }
 
@@ -136,8 +128,7 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
     x.warps([&](int warp) {
       PerLane<Sums> sums;
       this->template multiply_held<0, kBackwardHeld0>(product, 0, n, warp, held_, sums);
-      if (warp >= product.rows * product.splits) return;
-      this->store_sums(product, 0, warp / product.rows, warp % product.rows, sums);
+      if (warp < product.jobs) this->store_sums(product, 0, product.job[warp], sums);
     });
     x.sync();
   }
@@ -145,10 +136,10 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
   // from the latent to [mean | raw std]
   FASTRSSM_CLUSTER void undraw(const Stage& stage) {
     const int units = p.x_share * kTile, blocks = blocks_of(p.S);
-    this->rows_of(units, [&](int first, int lanes) {
+    this->rows_of(units, [&](int first, int shift) {
       PerLane<std::uint32_t> sent[2];
       x.lanes([&](int lane) {
-        const At to = this->place(first + lane, lanes, units);
+        const At to = this->place(first + lane, shift, units);
         float d[2][2] = {};
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -159,7 +150,7 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
           d[0][j] = grad + this->fed(stage, 1, to.b, u);
           d[1][j] = (grad * this->fed(stage, 3, to.b, u) + this->fed(stage, 2, to.b, u)) *
                     std_slope(this->fed(stage, 4, to.b, u), p.split);
-          if (!to.stored) continue;
+          if (!to.stored || !this->learns(stage)) continue;
           float* grads = g.gradients + stage.grad * rows() + to.row * 2 * p.S + unit.index;
           grads[0] = d[0][j];
           grads[p.S] = d[1][j];
@@ -170,7 +161,7 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
 #pragma unroll
       for (int part = 0; part < 2; ++part) {
         const int target = stage.target + part * blocks * kRows * kTile * 2;
-        this->send(sent[part], first, lanes, target, p.x_share, false, 0, blocks, stage.barrier);
+        this->send(sent[part], first, shift, target, p.x_share, false, 0, blocks, stage.barrier);
       }
     });
     if (rank * p.x_share >= blocks) this->send_token(stage.barrier);
@@ -180,10 +171,10 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
   FASTRSSM_CLUSTER void hidden(const Stage& stage) {
     const Group& group = stage.product.group[0];
     const int units = group.units(), width = group.rows.size + group.rows.last;
-    this->rows_of(units, [&](int first, int lanes) {
+    this->rows_of(units, [&](int first, int shift) {
       PerLane<std::uint32_t> sent;
       x.lanes([&](int lane) {
-        const At to = this->place(first + lane, lanes, units);
+        const At to = this->place(first + lane, shift, units);
         float d[2] = {};
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -191,11 +182,12 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
           if (column < 0) continue;
           d[j] =
               this->sum_of(stage.product, 0, 0, to.b, u) * elu_slope(this->fed(stage, 0, to.b, u));
-          if (to.stored) g.gradients[stage.grad * rows() + to.row * width + column] = d[j];
+          if (!to.stored || !this->learns(stage)) continue;
+          g.gradients[stage.grad * rows() + to.row * width + column] = d[j];
         }
         sent[lane] = bfloat16_pair(d[0], d[1]);
       });
-      this->send(sent, first, lanes, stage.target, group.per_rank, false, 0, group.blocks,
+      this->send(sent, first, shift, stage.target, group.per_rank, false, 0, group.blocks,
                  stage.barrier);
     });
     if (!group.owned(rank)) this->send_token(stage.barrier);
@@ -205,10 +197,10 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
   FASTRSSM_CLUSTER void gates(const Stage& stage) {
     const Group& group = stage.product.group[0];
     const int units = group.units();
-    this->rows_of(units, [&](int first, int lanes) {
+    this->rows_of(units, [&](int first, int shift) {
       PerLane<std::uint32_t> sent[4];
       x.lanes([&](int lane) {
-        const At to = this->place(first + lane, lanes, units);
+        const At to = this->place(first + lane, shift, units);
         float d[4][2] = {};
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -216,7 +208,7 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
           if (column < 0) continue;
           const float grad = carry_h(to.b, u) + this->fed(stage, 5, to.b, u) +
                              this->sum_of(stage.product, 0, 0, to.b, u);
-          const float before = this->keep_of(n)[to.b] * this->fed(stage, 4, to.b, u);
+          const float before = this->keep(to.b) * this->fed(stage, 4, to.b, u);
           const GateGrads back =
               cell_backward(grad, this->fed(stage, 0, to.b, u), this->fed(stage, 1, to.b, u),
                             this->fed(stage, 2, to.b, u), this->fed(stage, 3, to.b, u), before);
@@ -225,7 +217,7 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
           d[1][j] = back.r;
           d[2][j] = back.z;
           d[3][j] = back.hn;
-          if (!to.stored) continue;
+          if (!to.stored || !this->learns(stage)) continue;
           float* grads = g.gradients + stage.grad * rows() + to.row * 4 * p.D + column;
           grads[0] = back.r;
           grads[p.D] = back.z;
@@ -239,7 +231,7 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
 #pragma unroll
       for (int gate = 0; gate < 4; ++gate) {
         const int target = stage.target + gate * group.blocks * kRows * kTile * 2;
-        this->send(sent[gate], first, lanes, target, group.per_rank, false, 0, group.blocks,
+        this->send(sent[gate], first, shift, target, group.per_rank, false, 0, group.blocks,
                    stage.barrier);
       }
     });
@@ -252,14 +244,14 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
     const Group& group = product.group[which];
     const int units = group.units();
     const bool cell = stage.kind == Kind::kCellBack;
-    this->rows_of(units, [&](int first, int lanes) {
+    this->rows_of(units, [&](int first, int shift) {
       x.lanes([&](int lane) {
-        const At to = this->place(first + lane, lanes, units);
+        const At to = this->place(first + lane, shift, units);
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const int u = to.u + j;
           if (!to.active || this->column_of(group, u) < 0) continue;
-          const float keep = this->keep_of(n)[to.b];
+          const float keep = this->keep(to.b);
           const float total = keep * this->sum_of(product, which, segment, to.b, u);
           carry_h(to.b, u) = cell ? total + keep * carry_h(to.b, u) : total + carry_h(to.b, u);
         }
@@ -270,16 +262,16 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
   // to [stoch | action]
   FASTRSSM_CLUSTER void to_inputs(const Stage& stage) {
     const int units = p.x_share * kTile;
-    this->rows_of(units, [&](int first, int lanes) {
+    this->rows_of(units, [&](int first, int shift) {
       x.lanes([&](int lane) {
-        const At to = this->place(first + lane, lanes, units);
+        const At to = this->place(first + lane, shift, units);
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const int u = to.u + j;
           const Place unit = to.active ? x_place(u) : Place{0, 0, -1};
           if (unit.column < 0) continue;
           const float total = this->sum_of(stage.product, 0, 0, to.b, u);
-          carry_x(to.b, u) = unit.part ? total : this->keep_of(n)[to.b] * total;
+          carry_x(to.b, u) = unit.part ? total : this->keep(to.b) * total;
           if (unit.part && g.given_action_grad && to.stored) {
             g.given_action_grad[to.row * p.A + unit.index] = total;
           }
@@ -291,15 +283,15 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
   // what the policy saw of the latent
   FASTRSSM_CLUSTER void add_inputs(const Stage& stage) {
     const int units = p.x_share * kTile;
-    this->rows_of(units, [&](int first, int lanes) {
+    this->rows_of(units, [&](int first, int shift) {
       x.lanes([&](int lane) {
-        const At to = this->place(first + lane, lanes, units);
+        const At to = this->place(first + lane, shift, units);
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const int u = to.u + j;
           const Place unit = to.active ? x_place(u) : Place{0, 0, -1};
           if (unit.column < 0 || unit.part) continue;
-          carry_x(to.b, u) += this->keep_of(n)[to.b] * this->sum_of(stage.product, 0, 0, to.b, u);
+          carry_x(to.b, u) += this->keep(to.b) * this->sum_of(stage.product, 0, 0, to.b, u);
         }
       });
     });
@@ -308,10 +300,10 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
   // from an action of the policy to its [mean | raw std]
   FASTRSSM_CLUSTER void unact(const Stage& stage) {
     const int units = p.x_share * kTile, skip = blocks_of(p.S), blocks = blocks_of(p.A);
-    this->rows_of(units, [&](int first, int lanes) {
+    this->rows_of(units, [&](int first, int shift) {
       PerLane<std::uint32_t> sent[2];
       x.lanes([&](int lane) {
-        const At to = this->place(first + lane, lanes, units);
+        const At to = this->place(first + lane, shift, units);
         float d[2][2] = {};
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -323,7 +315,7 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
           d[0][j] = grad * (1.0f - y * y);
           d[1][j] =
               d[0][j] * this->fed(stage, 2, to.b, u) * quick_sigmoid(this->fed(stage, 3, to.b, u));
-          if (!to.stored) continue;
+          if (!to.stored || !this->learns(stage)) continue;
           float* grads = g.gradients + stage.grad * rows() + to.row * 2 * p.A + unit.index;
           grads[0] = d[0][j];
           grads[p.A] = d[1][j];
@@ -334,7 +326,7 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
 #pragma unroll
       for (int part = 0; part < 2; ++part) {
         const int target = stage.target + part * blocks * kRows * kTile * 2;
-        this->send(sent[part], first, lanes, target, p.x_share, false, skip, skip + blocks,
+        this->send(sent[part], first, shift, target, p.x_share, false, skip, skip + blocks,
                    stage.barrier);
       }
     });
@@ -360,7 +352,6 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
   }
 
   typename Machine::template PerThread<Held> held_;
-  typename Machine::template PerThread<float> next_keep_;
 };
 
 }  // namespace fastrssm::cluster

@@ -161,6 +161,24 @@ class Builder {
     return stage;
   }
 
+  static void share_out(Product& product) {
+    product.jobs = product.rows * product.splits;
+    for (int i = 0; i < product.jobs; ++i) {
+      Job& job = product.job[i];
+      const Group& front = product.group[0];
+      const int row = i % product.rows, behind = row - front.per_rank * front.copies;
+      job.row = row;
+      job.split = i / product.rows;
+      job.group = behind >= 0;
+      job.block = behind >= 0 ? behind / product.group[1].copies : row / front.copies;
+      for (int s = 0; s < 2; ++s) {
+        const int tiles = product.segment[s].tiles;
+        job.first[s] = tiles * job.split / product.splits;
+        job.count[s] = tiles * (job.split + 1) / product.splits - job.first[s];
+      }
+    }
+  }
+
   // rows, splits and memory of all products; the held one keeps `held` tiles a warp in registers
   const char* settle(int held0, int held1) {
     int sums = 0, vectors = 0, inputs = 0;
@@ -176,12 +194,13 @@ class Builder {
       if (!product.segments) continue;
       const int longest = std::max(product.segment[0].tiles, product.segment[1].tiles);
       product.splits = std::clamp(kWarps / product.rows, 1, longest);
+      if (product.rows > kWarps) return "a layer is too wide";
+      share_out(product);
       product.packed = p.tiles;
       p.tiles += product.rows * product.depth();
       int tiles = product.rows * product.depth();
       if (i == p.main) {
         product.held = true;
-        if (product.rows > kWarps) return "the cell is too wide";
         product.rest0 = std::max(0, ceil_div(product.segment[0].tiles, product.splits) - held0);
         product.rest1 = std::max(0, ceil_div(product.segment[1].tiles, product.splits) - held1);
         tiles = kWarps * (product.rest0 + product.rest1);
@@ -197,7 +216,7 @@ class Builder {
     p.sums = take(sums * p.rows * kSumRow * 4);
     p.scratch = take(2 * p.rows * kMaxSlice * 4);
     p.input_buffers = take(2 * inputs * 4);
-    p.keep = take(2 * p.rows * 4);
+    p.firsts = take(2 * kFirstBytes);
     p.carry_h = take(p.rows * kMaxSlice * 4);
     p.carry_x = take(p.rows * kMaxSlice * 4);
     p.vectors = take(vectors * 4);

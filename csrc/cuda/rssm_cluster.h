@@ -28,6 +28,8 @@ struct Pointers {
   float *deter, *stoch, *mean, *std, *action, *kept;
   float *gradients, *deter0_grad, *stoch0_grad, *given_action_grad;
   float min_std, action_min_std;
+  // gradients of the world model's pre-activations are wanted, not only those of the policy's
+  bool learns;
 };
 
 struct Words {
@@ -55,26 +57,27 @@ class Member {
   FASTRSSM_CLUSTER T* at(int byte) const {
     return reinterpret_cast<T*>(x.shared() + byte);
   }
-  FASTRSSM_CLUSTER int lanes_of(int units) const {
-    int lanes = 4;
-    while (2 * lanes < units) lanes *= 2;
-    return lanes;
+  // 1 << shift lanes are a row of pairs
+  FASTRSSM_CLUSTER int shift_of(int units) const {
+    int shift = 2;
+    while ((2 << shift) < units) ++shift;
+    return shift;
   }
-  FASTRSSM_CLUSTER At place(int element, int lanes, int units) const {
+  FASTRSSM_CLUSTER At place(int element, int shift, int units) const {
     At to;
-    to.b = element / lanes;
-    to.u = element % lanes * 2;
+    to.b = element >> shift;
+    to.u = (element & ((1 << shift) - 1)) * 2;
     to.active = to.u < units;
     to.stored = b0 + to.b < p.B;
     to.row = static_cast<std::int64_t>(t) * p.B + b0 + to.b;
     return to;
   }
-  // calls body(first) in every warp for each 32 lanes of the rows of a slice
+  // calls body(first, shift) in every warp for each 32 lanes of the rows of a slice
   template <class Body>
   FASTRSSM_CLUSTER void rows_of(int units, Body body) {
-    const int lanes = lanes_of(units);
+    const int shift = shift_of(units);
     x.warps([&](int warp) {
-      for (int first = warp * kWarp; first < kRows * lanes; first += kThreads) body(first, lanes);
+      for (int first = warp * kWarp; first < kRows << shift; first += kThreads) body(first, shift);
     });
   }
 
@@ -83,23 +86,26 @@ class Member {
     const int block = rank * group.per_rank + u / kTile;
     return block < group.blocks ? group.rows.place(block, u % kTile).column : -1;
   }
+  // whether the gradient of a stage's pre-activations is stored
+  FASTRSSM_CLUSTER bool learns(const Stage& stage) const { return g.learns || stage.policy; }
   FASTRSSM_CLUSTER float vector(const Stage& stage, int part, int u) const {
     return at<float>(p.vectors)[stage.vectors + part * stage.product.group[0].units() + u];
   }
 
   // ---- exchange
 
-  // Sends pairs of a slice to all ranks; four lanes join theirs to 16 bytes. `skip`: blocks of the
-  // target before that of the group's first; `from`: the group's first block that is sent.
+  // Sends pairs of a slice to all ranks; four lanes join theirs to 16 bytes. Of the blocks, which
+  // are of 16 units or, paired, of 8, those in [from, to) are sent, the first of them to `target`.
   FASTRSSM_CLUSTER void send(const typename Machine::template PerLane<std::uint32_t>& pairs,
-                             int first, int lanes, int target, int per_rank, bool paired, int from,
+                             int first, int shift, int target, int per_rank, bool paired, int from,
                              int to, int barrier) {
     const int units = per_rank * (paired ? kTile / 2 : kTile);
     x.lanes([&](int lane) {
       Words words;
 #pragma unroll
       for (int i = 0; i < 4; ++i) words.word[i] = x.from_lane(pairs, lane, lane / 4 * 4 + i);
-      const int b = (first + lane) / lanes, u = (first + lane) % lanes / 4 * 8;
+      const int element = first + lane;
+      const int b = element >> shift, u = (element & ((1 << shift) - 1)) / 4 * 8;
       const int chunk =
           paired ? rank * per_rank + u / 8 : (rank * per_rank + u / kTile) * 2 + u / 8 % 2;
       const int block = paired ? chunk : chunk / 2;
@@ -126,10 +132,10 @@ class Member {
   FASTRSSM_CLUSTER void send_stats(const Stage& stage,
                                    const typename Machine::template PerLane<float>& one,
                                    const typename Machine::template PerLane<float>& two, int first,
-                                   int lanes) {
+                                   int shift) {
     x.lanes([&](int lane) {
-      const int b = (first + lane) / lanes;
-      for (int peer = (first + lane) % lanes; peer < p.ranks; peer += lanes) {
+      const int b = (first + lane) >> shift, lanes = 1 << shift;
+      for (int peer = ((first + lane) & (lanes - 1)); peer < p.ranks; peer += lanes) {
         x.send_pair(peer, stage.stats + (rank * kRows + b) * 8, one[lane], two[lane],
                     stage.stats_barrier);
       }
@@ -153,29 +159,36 @@ class Member {
         n)[feed.place + b * feed.units() + (feed.whole && feed.axis.last == 1 ? 0 : u)];
   }
 
-  // Begins to copy all inputs of a step into the buffer of step count `step`.
-  FASTRSSM_CLUSTER void read_ahead(int time, int step) {
-    for (int f = 0; f < p.feeds; ++f) {
+  // Begins to copy every `stride`th input of a step into the buffer of step count `step`. A warp
+  // takes a row; each thread will read what it copies only behind `copied` and a `sync`.
+  FASTRSSM_CLUSTER void read_ahead(int time, int step, int begin, int stride) {
+    if (begin == 0) read_firsts(time, step);
+    for (int f = begin; f < p.feeds; f += stride) {
       const Feed& feed = p.feed[f];
       const float* from = g.source[feed.source];
+      if (!from) continue;
       const bool start = feed.before && time == 0;
       const int units = feed.units();
       float* to = input_buffer(step) + feed.place;
-      if (!from) continue;
       const std::int64_t base =
           (static_cast<std::int64_t>(time - (feed.before ? 1 : 0)) * p.B + b0) * feed.ld +
           feed.at * p.T * p.B + feed.column;
-      x.threads([&](int thread) {
-        for (int i = thread; i < kRows * units; i += kThreads) {
-          const int b = i / units, u = i % units;
-          const int column = feed.whole ? u : column_of(feed, u);
-          if (column < 0 || b0 + b >= p.B) {
-            to[i] = 0.0f;
-          } else {
-            const std::int64_t row = static_cast<std::int64_t>(b) * feed.ld + column;
-            x.copy(to + i, start ? g.deter0 + b0 * feed.ld + row : from + base + row);
+      x.warps([&](int warp) {
+        x.lanes([&](int lane) {
+#pragma unroll 1
+          for (int b = warp; b < kRows; b += kWarps) {
+#pragma unroll 1
+            for (int u = lane; u < units; u += kWarp) {
+              const int column = feed.whole ? u : column_of(feed, u);
+              if (column < 0 || b0 + b >= p.B) {
+                to[b * units + u] = 0.0f;
+                continue;
+              }
+              const std::int64_t row = static_cast<std::int64_t>(b) * feed.ld + column;
+              x.copy(to + b * units + u, start ? g.deter0 + b0 * feed.ld + row : from + base + row);
+            }
           }
-        }
+        });
       });
     }
   }
@@ -194,7 +207,28 @@ class Member {
     const bool inside = g.is_first && b0 + b < p.B;
     return inside && g.is_first[static_cast<std::int64_t>(time) * p.B + b0 + b] ? 0.0f : 1.0f;
   }
-  FASTRSSM_CLUSTER float* keep_of(int step) const { return at<float>(p.keep) + (step & 1) * kRows; }
+  // The same of this step, or `later` steps after it, from what was read ahead.
+  FASTRSSM_CLUSTER float keep(int b, int later = 0) const {
+    if (!g.is_first || b0 + b >= p.B) return 1.0f;
+    const unsigned char* first = at<unsigned char>(p.firsts) + ((n + later) & 1) * kFirstBytes;
+    return first[(first_address(t + later) & 3) + b] ? 0.0f : 1.0f;
+  }
+  FASTRSSM_CLUSTER std::uintptr_t first_address(int time) const {
+    return reinterpret_cast<std::uintptr_t>(g.is_first) + static_cast<std::int64_t>(time) * p.B +
+           b0;
+  }
+  // Copies are of four bytes: whole words around those of the rows.
+  FASTRSSM_CLUSTER void read_firsts(int time, int step) {
+    if (!g.is_first) return;
+    const std::uintptr_t begin = first_address(time);
+    const std::int64_t left = p.B - b0, rows = left < kRows ? left : kRows;
+    const int words = static_cast<int>(((begin & 3) + rows + 3) / 4);
+    const float* from = reinterpret_cast<const float*>(begin & ~std::uintptr_t{3});
+    float* to = at<float>(p.firsts) + (step & 1) * (kFirstBytes / 4);
+    x.threads([&](int thread) {
+      if (thread < words) x.copy(to + thread, from + thread);
+    });
+  }
 
   Machine& x;
   const Program& p;

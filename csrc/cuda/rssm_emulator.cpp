@@ -64,8 +64,8 @@ FASTRSSM_EXPORT const char* emulator_pack(const std::int64_t* layout, int backwa
   return nullptr;
 }
 
-// Runs a scan; `options`: backward, ranks, rows, clusters, order, seed, mutation, which barrier.
-// Returns what went wrong, or an empty string.
+// Runs a scan; `options`: backward, ranks, rows, clusters, order, seed, mutation, which barrier,
+// and whether the world model learns. Returns what went wrong, or an empty string.
 FASTRSSM_EXPORT const char* emulator_run(const std::int64_t* layout, const int* options,
                                          double min_std, double action_min_std,
                                          const std::uintptr_t* tensors, int layers) {
@@ -75,7 +75,7 @@ FASTRSSM_EXPORT const char* emulator_run(const std::int64_t* layout, const int* 
   const char* why =
       (backward ? make_backward : make_forward)(sizes_of(layout), ranks, rows, p.get());
   if (why) return why;
-  const Pointers g = pointers_of(tensors, layers, min_std, action_min_std);
+  const Pointers g = pointers_of(tensors, layers, min_std, action_min_std, options[8] != 0);
   const auto go = [&](auto scan) {
     return scan(*p, g, options[3], options[4], options[5], static_cast<Mutation>(options[6]),
                 options[7]);

@@ -6,9 +6,9 @@
 namespace fastrssm::cluster {
 
 template <class Machine, int kRowTiles>
-class Forward : public Norms<Machine, kRowTiles, kForwardHeld0, kForwardHeld1> {
+class Forward : public Norms<Machine, kRowTiles, forward_held0(8 * kRowTiles), kForwardHeld1> {
  public:
-  using Base = Norms<Machine, kRowTiles, kForwardHeld0, kForwardHeld1>;
+  using Base = Norms<Machine, kRowTiles, forward_held0(8 * kRowTiles), kForwardHeld1>;
   using Base::b0;
   using Base::Base;
   using Base::g;
@@ -19,6 +19,7 @@ class Forward : public Norms<Machine, kRowTiles, kForwardHeld0, kForwardHeld1> {
   using Base::t;
   using Base::x;
   using typename Base::Held;
+  static constexpr int kHeld0 = forward_held0(8 * kRowTiles);
   using typename Base::Sums;
   template <class T>
   using PerLane = typename Machine::template PerLane<T>;
@@ -42,9 +43,8 @@ class Forward : public Norms<Machine, kRowTiles, kForwardHeld0, kForwardHeld1> {
   // the state before the first step, in every rank; its own slice in float32 too
   FASTRSSM_CLUSTER void start() {
     x.sync();
-    this->read_ahead(0, n);
+    this->read_ahead(0, n, 0, 1);
     x.threads([&](int thread) {
-      if (thread < kRows) this->keep_of(n)[thread] = this->keeps(0, thread);
       fill(thread, p.h_operand + p.h_other * ((n + 1) & 1), 0, p.D,
            [&](int b, int u) { return g.deter0[(b0 + b) * p.D + u]; });
       fill(thread, p.x_operand, 0, p.S, [&](int b, int u) {
@@ -56,9 +56,9 @@ class Forward : public Norms<Machine, kRowTiles, kForwardHeld0, kForwardHeld1> {
       }
     });
     const Group& group = main().product.group[0];
-    this->rows_of(group.units(), [&](int first, int lanes) {
+    this->rows_of(group.units(), [&](int first, int shift) {
       x.lanes([&](int lane) {
-        const At to = this->place(first + lane, lanes, group.units());
+        const At to = this->place(first + lane, shift, group.units());
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const int column = to.active ? this->column_of(group, to.u + j) : -1;
@@ -77,6 +77,7 @@ class Forward : public Norms<Machine, kRowTiles, kForwardHeld0, kForwardHeld1> {
   // an operand [units] of this rank from element (row, unit) of rows of the batch
   template <class Value>
   FASTRSSM_CLUSTER void fill(int thread, int operand, int block, int units, Value value) {
+#pragma unroll 1
     for (int i = thread; i < kRows * units; i += kThreads) {
       const int b = i / units, u = i % units;
       const int to = ((block + u / kTile) * kRows + b) * kTile + u % kTile;
@@ -90,15 +91,14 @@ class Forward : public Norms<Machine, kRowTiles, kForwardHeld0, kForwardHeld1> {
   FASTRSSM_CLUSTER void multiply_state(int step) {
     x.warps([&](int warp) {
       PerLane<Sums> sums;
-      this->template multiply_held<kForwardHeld0, kForwardHeld1>(main().product, 1, step, warp,
-                                                                 held_, sums);
+      this->template multiply_held<kHeld0, kForwardHeld1>(main().product, 1, step, warp, held_,
+                                                          sums);
       x.lanes([&](int lane) { state_.of(warp, lane) = sums[lane]; });
     });
   }
 
   FASTRSSM_CLUSTER void step() {
     const bool more = t + 1 < p.T;
-    if (more) this->read_ahead(t + 1, n + 1);
     for (int s = 0; s < p.stages; ++s) {
       const Stage& stage = p.stage[s];
       if (s == p.main) {
@@ -120,6 +120,8 @@ class Forward : public Norms<Machine, kRowTiles, kForwardHeld0, kForwardHeld1> {
         default:
           draw(stage);
       }
+      // what follows stands where all ranks wait for each other
+      if (s == p.main && more) this->read_ahead(t + 1, n + 1, 0, 1);
       if (stage.settles && more) settle();
       this->receive(stage);
     }
@@ -128,12 +130,12 @@ class Forward : public Norms<Machine, kRowTiles, kForwardHeld0, kForwardHeld1> {
   FASTRSSM_CLUSTER void multiply_cell(const Product& product) {
     x.warps([&](int warp) {
       PerLane<Sums> sums;
-      this->template multiply_held<0, kForwardHeld0>(product, 0, n, warp, held_, sums);
-      if (warp >= product.rows * product.splits) return;
-      const int row = warp % product.rows, split = warp / product.rows;
-      this->store_sums(product, 0, split, row, sums);
+      this->template multiply_held<0, kHeld0>(product, 0, n, warp, held_, sums);
+      if (warp >= product.jobs) return;
+      const Job& job = product.job[warp];
+      this->store_sums(product, 0, job, sums);
       x.lanes([&](int lane) { sums[lane] = state_.of(warp, lane); });
-      this->store_sums(product, 1, split, row, sums);
+      this->store_sums(product, 1, job, sums);
     });
     x.sync();
   }
@@ -154,18 +156,23 @@ class Forward : public Norms<Machine, kRowTiles, kForwardHeld0, kForwardHeld1> {
 
   // what was read ahead is taken, and the state's part of the next step multiplied
   FASTRSSM_CLUSTER void settle() {
-    typename Machine::template PerThread<float> keep;
-    x.threads([&](int thread) {
-      if (thread < kRows) keep.of_thread(thread) = this->keeps(t + 1, thread);
-    });
     multiply_state(n + 1);
     x.copied();
-    x.threads([&](int thread) {
-      if (thread < kRows) this->keep_of(n + 1)[thread] = keep.of_thread(thread);
-      if (p.action_feed < 0) return;
-      const float* from = this->input_buffer(n + 1) + p.feed[p.action_feed].place;
-      fill(thread, p.x_operand, blocks_of(p.S), p.A,
-           [&](int b, int u) { return from[b * p.A + u]; });
+    if (p.action_feed < 0) return;
+    // each thread takes what it has copied itself: the others' is there only behind a `sync`
+    const float* from = this->input_buffer(n + 1) + p.feed[p.action_feed].place;
+    std::uint16_t* operand = this->template at<std::uint16_t>(p.x_operand);
+    x.warps([&](int warp) {
+      x.lanes([&](int lane) {
+#pragma unroll 1
+        for (int b = warp; b < kRows; b += kWarps) {
+#pragma unroll 1
+          for (int u = lane; u < p.A; u += kWarp) {
+            operand[((blocks_of(p.S) + u / kTile) * kRows + b) * kTile + u % kTile] =
+                static_cast<std::uint16_t>(bfloat16_bits(from[b * p.A + u]));
+          }
+        }
+      });
     });
   }
 
@@ -173,11 +180,11 @@ class Forward : public Norms<Machine, kRowTiles, kForwardHeld0, kForwardHeld1> {
     const Product& product = stage.product;
     const Group& group = product.group[0];
     const int units = group.units(), target = stage.target + stage.other * x.buffer(n);
-    this->rows_of(units, [&](int first, int lanes) {
+    this->rows_of(units, [&](int first, int shift) {
       PerLane<std::uint32_t> sent;
       PerLane<Gates> kept[2];
       x.lanes([&](int lane) {
-        const At to = this->place(first + lane, lanes, units);
+        const At to = this->place(first + lane, shift, units);
         float h[2] = {};
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -185,7 +192,7 @@ class Forward : public Norms<Machine, kRowTiles, kForwardHeld0, kForwardHeld1> {
                     column = to.active ? this->column_of(group, u) : -1;
           kept[j][lane] = Gates{};
           if (column < 0) continue;
-          const float keep = this->keep_of(n)[to.b];
+          const float keep = this->keep(to.b);
           float part[2][3];
 #pragma unroll
           for (int gate = 0; gate < 3; ++gate) {
@@ -201,9 +208,9 @@ class Forward : public Norms<Machine, kRowTiles, kForwardHeld0, kForwardHeld1> {
         }
         sent[lane] = bfloat16_pair(h[0], h[1]);
       });
-      this->send(sent, first, lanes, target, group.per_rank, false, 0, group.blocks, stage.barrier);
+      this->send(sent, first, shift, target, group.per_rank, false, 0, group.blocks, stage.barrier);
       x.lanes([&](int lane) {
-        const At to = this->place(first + lane, lanes, units);
+        const At to = this->place(first + lane, shift, units);
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const int column = to.active ? this->column_of(group, to.u + j) : -1;
@@ -227,11 +234,11 @@ class Forward : public Norms<Machine, kRowTiles, kForwardHeld0, kForwardHeld1> {
     const Product& product = stage.product;
     const Group& group = product.group[0];
     const int units = group.units(), width = group.rows.size + group.rows.last;
-    this->rows_of(units, [&](int first, int lanes) {
+    this->rows_of(units, [&](int first, int shift) {
       PerLane<std::uint32_t> sent;
       PerLane<float> y[2];
       x.lanes([&](int lane) {
-        const At to = this->place(first + lane, lanes, units);
+        const At to = this->place(first + lane, shift, units);
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const int u = to.u + j;
@@ -241,16 +248,16 @@ class Forward : public Norms<Machine, kRowTiles, kForwardHeld0, kForwardHeld1> {
                         this->fed(stage, 0, to.b, u);
           // a policy's second segment is the state, zero where an episode begins
           if (product.segments > 1) {
-            total += this->keep_of(n)[to.b] * this->sum_of(product, 0, 1, to.b, u);
+            total += this->keep(to.b) * this->sum_of(product, 0, 1, to.b, u);
           }
           y[j][lane] = elu(total);
         }
         sent[lane] = bfloat16_pair(y[0][lane], y[1][lane]);
       });
-      this->send(sent, first, lanes, stage.target, group.per_rank, false, 0, group.blocks,
+      this->send(sent, first, shift, stage.target, group.per_rank, false, 0, group.blocks,
                  stage.barrier);
       x.lanes([&](int lane) {
-        const At to = this->place(first + lane, lanes, units);
+        const At to = this->place(first + lane, shift, units);
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const int column = to.active ? this->column_of(group, to.u + j) : -1;
@@ -268,11 +275,11 @@ class Forward : public Norms<Machine, kRowTiles, kForwardHeld0, kForwardHeld1> {
     const Group& group = product.group[0];
     const bool acts = stage.kind == Kind::kAct;
     const int units = group.units(), size = group.rows.size;
-    this->rows_of(units, [&](int first, int lanes) {
+    this->rows_of(units, [&](int first, int shift) {
       PerLane<std::uint32_t> sent;
       PerLane<float> mean[2], raw[2], value[2];
       x.lanes([&](int lane) {
-        const At to = this->place(first + lane, lanes, units);
+        const At to = this->place(first + lane, shift, units);
         const float min_std = acts ? g.action_min_std : g.min_std;
         float operand[2] = {};
 #pragma unroll
@@ -287,14 +294,14 @@ class Forward : public Norms<Machine, kRowTiles, kForwardHeld0, kForwardHeld1> {
           if (acts) value[j][lane] = quick_tanh(value[j][lane]);
           // the next step sees no latent of another episode
           const bool last = acts || t + 1 == p.T;
-          operand[j] = last || this->keep_of(n + 1)[to.b] != 0.0f ? value[j][lane] : 0.0f;
+          operand[j] = last || this->keep(to.b, 1) != 0.0f ? value[j][lane] : 0.0f;
         }
         sent[lane] = bfloat16_pair(operand[0], operand[1]);
       });
-      this->send(sent, first, lanes, stage.target, group.per_rank, true, 0, group.blocks,
+      this->send(sent, first, shift, stage.target, group.per_rank, true, 0, group.blocks,
                  stage.barrier);
       x.lanes([&](int lane) {
-        const At to = this->place(first + lane, lanes, units);
+        const At to = this->place(first + lane, shift, units);
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const int index = rank * units + to.u + j;

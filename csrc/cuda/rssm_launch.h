@@ -59,7 +59,7 @@ inline Sizes sizes_of(const std::int64_t* layout) {
 }
 
 inline Pointers pointers_of(const std::uintptr_t* tensors, int layers, double min_std,
-                            double action_min_std) {
+                            double action_min_std, bool learns) {
   const auto read = [&](int i) { return reinterpret_cast<const float*>(tensors[i]); };
   const auto write = [&](int i) { return reinterpret_cast<float*>(tensors[i]); };
   Pointers g = {};
@@ -95,6 +95,7 @@ inline Pointers pointers_of(const std::uintptr_t* tensors, int layers, double mi
   g.given_action_grad = write(kOutActionGrad);
   g.min_std = static_cast<float>(min_std);
   g.action_min_std = static_cast<float>(action_min_std);
+  g.learns = learns;
   return g;
 }
 

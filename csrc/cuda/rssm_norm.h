@@ -29,10 +29,10 @@ class Norms : public Engine<Machine, kRowTiles, kHeld0, kHeld1> {
     const Group& group = stage.product.group[0];
     const int units = group.units(), owned = group.owned(rank);
     const float own = static_cast<float>(this->units_of(group, rank));
-    this->rows_of(units, [&](int first, int lanes) {
+    this->rows_of(units, [&](int first, int shift) {
       PerLane<float> total, squares;
       x.lanes([&](int lane) {
-        const At to = this->place(first + lane, lanes, units);
+        const At to = this->place(first + lane, shift, units);
         total[lane] = 0.0f;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -44,9 +44,9 @@ class Norms : public Engine<Machine, kRowTiles, kHeld0, kHeld1> {
           total[lane] += value;
         }
       });
-      x.add_lanes(total, lanes);
+      x.add_lanes(total, 1 << shift);
       x.lanes([&](int lane) {
-        const At to = this->place(first + lane, lanes, units);
+        const At to = this->place(first + lane, shift, units);
         squares[lane] = 0.0f;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -55,14 +55,14 @@ class Norms : public Engine<Machine, kRowTiles, kHeld0, kHeld1> {
           squares[lane] += d * d;
         }
       });
-      x.add_lanes(squares, lanes);
-      if (owned) this->send_stats(stage, total, squares, first, lanes);
+      x.add_lanes(squares, 1 << shift);
+      if (owned) this->send_stats(stage, total, squares, first, shift);
     });
     finish_stats(stage, owned);
-    this->rows_of(units, [&](int first, int lanes) {
+    this->rows_of(units, [&](int first, int shift) {
       PerLane<std::uint32_t> sent;
       x.lanes([&](int lane) {
-        const At to = this->place(first + lane, lanes, units);
+        const At to = this->place(first + lane, shift, units);
         float mean, rstd, y[2] = {};
         moments(stage, to.b, &mean, &rstd);
 #pragma unroll
@@ -78,7 +78,7 @@ class Norms : public Engine<Machine, kRowTiles, kHeld0, kHeld1> {
         }
         sent[lane] = bfloat16_pair(y[0], y[1]);
       });
-      this->send(sent, first, lanes, stage.target, group.per_rank, false, 0, group.blocks,
+      this->send(sent, first, shift, stage.target, group.per_rank, false, 0, group.blocks,
                  stage.barrier);
     });
     if (!owned) this->send_token(stage.barrier);
@@ -89,10 +89,10 @@ class Norms : public Engine<Machine, kRowTiles, kHeld0, kHeld1> {
     const Group& group = stage.product.group[0];
     const int units = group.units(), owned = group.owned(rank), width = group.rows.size;
     const std::int64_t rows = static_cast<std::int64_t>(p.T) * p.B;
-    this->rows_of(units, [&](int first, int lanes) {
+    this->rows_of(units, [&](int first, int shift) {
       PerLane<float> total, dot;
       x.lanes([&](int lane) {
-        const At to = this->place(first + lane, lanes, units);
+        const At to = this->place(first + lane, shift, units);
         total[lane] = dot[lane] = 0.0f;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -101,21 +101,23 @@ class Norms : public Engine<Machine, kRowTiles, kHeld0, kHeld1> {
           const float hat = this->fed(stage, 0, to.b, u), scale = this->vector(stage, 1, u);
           const float a = hat * scale + this->vector(stage, 2, u);
           const float da = this->sum_of(stage.product, 0, 0, to.b, u) * silu_slope(a);
-          if (to.stored) g.gradients[stage.grad_affine * rows + to.row * width + column] = da;
+          if (to.stored && this->learns(stage)) {
+            g.gradients[stage.grad_affine * rows + to.row * width + column] = da;
+          }
           scratch(to.b, u) = da * scale;
           total[lane] += da * scale;
           dot[lane] += da * scale * hat;
         }
       });
-      x.add_lanes(total, lanes);
-      x.add_lanes(dot, lanes);
-      if (owned) this->send_stats(stage, total, dot, first, lanes);
+      x.add_lanes(total, 1 << shift);
+      x.add_lanes(dot, 1 << shift);
+      if (owned) this->send_stats(stage, total, dot, first, shift);
     });
     finish_stats(stage, owned);
-    this->rows_of(units, [&](int first, int lanes) {
+    this->rows_of(units, [&](int first, int shift) {
       PerLane<std::uint32_t> sent;
       x.lanes([&](int lane) {
-        const At to = this->place(first + lane, lanes, units);
+        const At to = this->place(first + lane, shift, units);
         float total = 0.0f, dot = 0.0f, d[2] = {};
         for (int r = 0; r < p.ranks; ++r) {
           if (!group.owned(r)) continue;
@@ -129,11 +131,13 @@ class Norms : public Engine<Machine, kRowTiles, kHeld0, kHeld1> {
           const float inverse = 1.0f / static_cast<float>(width);
           d[j] = (scratch(to.b, u) - (total + this->fed(stage, 0, to.b, u) * dot) * inverse) *
                  this->fed(stage, 1, to.b, 0);
-          if (to.stored) g.gradients[stage.grad * rows + to.row * width + column] = d[j];
+          if (to.stored && this->learns(stage)) {
+            g.gradients[stage.grad * rows + to.row * width + column] = d[j];
+          }
         }
         sent[lane] = bfloat16_pair(d[0], d[1]);
       });
-      this->send(sent, first, lanes, stage.target, group.per_rank, false, 0, group.blocks,
+      this->send(sent, first, shift, stage.target, group.per_rank, false, 0, group.blocks,
                  stage.barrier);
     });
     if (!owned) this->send_token(stage.barrier);

@@ -62,16 +62,15 @@ class Engine : public Member<Machine, kRowTiles> {
     x.warps([&](int warp) {
       x.lanes([&](int lane) {
         Held& registers = held.of(warp, lane);
-        const int row = warp % product.rows, split = warp / product.rows;
+        const bool works = warp < product.jobs;
+        const Job& job = product.job[works ? warp : 0];
 #pragma unroll
         for (int s = 0; s < 2; ++s) {
-          const int tiles = product.segment[s].tiles, limit = s ? kHeld1 : kHeld0;
-          const int first = tiles * split / product.splits;
-          const int count =
-              split < product.splits ? tiles * (split + 1) / product.splits - first : 0;
+          const int limit = s ? kHeld1 : kHeld0, count = works ? job.count[s] : 0;
           const Words* tile =
               reinterpret_cast<const Words*>(from) + lane +
-              (row * product.depth() + (s ? product.segment[0].tiles : 0) + first) * kWarp;
+              (job.row * product.depth() + (s ? product.segment[0].tiles : 0) + job.first[s]) *
+                  kWarp;
 #pragma unroll
           for (int i = 0; i < limit; ++i) {
             const Words words = i < count ? tile[i * kWarp] : Words{};
@@ -136,10 +135,16 @@ class Engine : public Member<Machine, kRowTiles> {
     for (int r = 0; r < kRowTiles; ++r) x.mma(a, tile + r * 8 * kTile * 2, sums, r);
   }
 
-  FASTRSSM_CLUSTER void store_sums(const Product& product, int segment, int split, int row,
+  // the input tile at which a job's sums begin
+  FASTRSSM_CLUSTER int begin_of(const Product& product, const Job& job) const {
+    const Group& group = product.group[job.group];
+    return group.begin(rank * group.per_rank + job.block);
+  }
+
+  FASTRSSM_CLUSTER void store_sums(const Product& product, int segment, const Job& job,
                                    const PerLane<Sums>& sums) {
     float* to = this->template at<float>(p.sums) +
-                ((segment * product.splits + split) * product.rows + row) * kSumTile;
+                ((segment * product.splits + job.split) * product.rows + job.row) * kSumTile;
     x.lanes([&](int lane) {
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {
@@ -157,16 +162,11 @@ class Engine : public Member<Machine, kRowTiles> {
   FASTRSSM_CLUSTER void multiply_held(const Product& product, int s, int step, int warp,
                                       typename Machine::template PerThread<Held>& held,
                                       PerLane<Sums>& sums) {
-    const int row = warp % product.rows, split = warp / product.rows;
     x.lanes([&](int lane) { sums[lane] = Sums{}; });
-    if (split >= product.splits) return;
+    if (warp >= product.jobs) return;
+    const Job& job = product.job[warp];
     const Segment& in = product.segment[s];
-    const int first = in.tiles * split / product.splits;
-    const int count = in.tiles * (split + 1) / product.splits - first;
-    const int g1 = product.groups > 1 && row >= product.group[0].per_rank * product.group[0].copies;
-    const int local = g1 ? row - product.group[0].per_rank * product.group[0].copies : row;
-    const Group& group = product.group[g1];
-    const int begin = group.begin(rank * group.per_rank + local / group.copies);
+    const int begin = begin_of(product, job), first = job.first[s], count = job.count[s];
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       // behind the last tile weights are zero, and any operand does
@@ -189,32 +189,25 @@ class Engine : public Member<Machine, kRowTiles> {
 
   // a product whose weights are all in shared memory
   FASTRSSM_CLUSTER void multiply(const Product& product) {
-    const int jobs = product.rows * product.splits;
     x.warps([&](int warp) {
-      for (int job = warp; job < jobs; job += kWarps) {
-        const int row = job % product.rows, split = job / product.rows;
-        const int g1 =
-            product.groups > 1 && row >= product.group[0].per_rank * product.group[0].copies;
-        const Group& group = product.group[g1];
-        const int local = g1 ? row - product.group[0].per_rank * product.group[0].copies : row;
-        const int begin = group.begin(rank * group.per_rank + local / group.copies);
-        const Words* weights =
-            this->template at<Words>(product.weights) + row * product.depth() * kWarp;
-        for (int s = 0; s < product.segments; ++s) {
-          const Segment& in = product.segment[s];
-          const int last = in.tiles * (split + 1) / product.splits;
-          PerLane<Sums> sums;
-          x.lanes([&](int lane) { sums[lane] = Sums{}; });
+      if (warp >= product.jobs) return;
+      const Job& job = product.job[warp];
+      const int begin = begin_of(product, job);
+      const Words* weights =
+          this->template at<Words>(product.weights) + job.row * product.depth() * kWarp;
+      for (int s = 0; s < product.segments; ++s) {
+        const Segment& in = product.segment[s];
+        PerLane<Sums> sums;
+        x.lanes([&](int lane) { sums[lane] = Sums{}; });
 #pragma unroll 2
-          for (int k = in.tiles * split / product.splits; k < last; ++k) {
-            PerLane<Words> a;
-            x.lanes([&](int lane) {
-              a[lane] = weights[((s ? product.segment[0].tiles : 0) + k) * kWarp + lane];
-            });
-            add_tile(a, input_tile(in, s, n, begin + k), sums);
-          }
-          store_sums(product, s, split, row, sums);
+        for (int k = job.first[s]; k < job.first[s] + job.count[s]; ++k) {
+          PerLane<Words> a;
+          x.lanes([&](int lane) {
+            a[lane] = weights[((s ? product.segment[0].tiles : 0) + k) * kWarp + lane];
+          });
+          add_tile(a, input_tile(in, s, n, begin + k), sums);
         }
+        store_sums(product, s, job, sums);
       }
     });
     x.sync();

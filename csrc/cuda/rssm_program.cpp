@@ -57,7 +57,7 @@ class Forward : public Builder {
     exchange(draw, latent, p.x_operand);
     draw.keep = kept.raw;
     draw.feed[0] = drawn(kNoise, latent, draw);
-    return settle(kForwardHeld0, kForwardHeld1);
+    return settle(forward_held0(p.rows), kForwardHeld1);
   }
 
  private:
@@ -190,7 +190,9 @@ class Backward : public Builder {
         add_group(last.product, group(p.x));
       }
     }
+    const int world = p.stages;
     if (p.policy) policy();
+    for (int i = world; i < p.stages; ++i) p.stage[i].policy = true;
     p.gradients = gradients_;
     return settle(kBackwardHeld0, kBackwardHeld1);
   }

@@ -23,12 +23,16 @@ constexpr int kMaxLayers = 12;
 constexpr int kMaxStages = 14;
 constexpr int kMaxFeeds = 28;
 constexpr int kMaxSplits = kWarps;
+// a step's flags of episodes' beginnings: words around the bytes of 16 rows
+constexpr int kFirstBytes = 32;
 // what a block of sm_90 may have
 constexpr int kSharedLimit = 232448;
 // the widest slice of a layer: a row of pairs stays within a warp
 constexpr int kMaxSlice = 64;
-// weight tiles that each warp keeps in registers, by segment
-constexpr int kForwardHeld0 = 8, kForwardHeld1 = 16;
+// weight tiles that each warp keeps in registers, by segment; with more rows sums need the
+// registers
+FASTRSSM_HD constexpr int forward_held0(int rows) { return rows == 8 ? 8 : 6; }
+constexpr int kForwardHeld1 = 16;
 constexpr int kBackwardHeld0 = 24, kBackwardHeld1 = 0;
 
 FASTRSSM_HD constexpr int blocks_of(int n) { return (n + kTile - 1) / kTile; }
@@ -48,8 +52,10 @@ struct Axis {
   }
   FASTRSSM_HD constexpr Place place(int block, int i) const {
     const int each = blocks_of(size);
-    const int part = block / each < parts - 1 ? block / each : parts - 1;
-    const int index = (block - part * each) * kTile + i;
+    int part = 0;
+    // a division would take longer, and stands where all ranks wait for it
+    for (; part < parts - 1 && block >= each; ++part) block -= each;
+    const int index = block * kTile + i;
     return {part, index, index < (part == parts - 1 ? last : size) ? part * size + index : -1};
   }
 };
@@ -89,13 +95,22 @@ struct Segment {
   Matrix matrix[2];  // by group
 };
 
-// One product: the slice of a rank has `tiles` rows of output tiles, whose sums are split over
+// What a warp multiplies: one row of output tiles, and a share of the inputs of both segments.
+struct Job {
+  std::int16_t row, split;
+  std::int16_t group, block;  // of the row: the block among the rank's own
+  std::int16_t first[2], count[2];
+};
+
+// One product: the slice of a rank has `rows` rows of output tiles, whose sums are split over
 // warps.
 struct Product {
   int segments = 0, groups = 0;
   Segment segment[2];
   Group group[2];
   int rows = 0, splits = 1;
+  int jobs = 0;
+  Job job[kWarps];           // of the warps before `jobs`
   int packed = 0;            // first tile in the rank's packed weights
   int weights = 0;           // byte in shared memory
   bool held = false;         // partly in registers: the largest product
@@ -171,6 +186,7 @@ struct Stage {
   int layer = -1;   // whose bias, scale and shift it adds
   int vectors = 0;  // float in shared memory: their slices
   int feed[6] = {-1, -1, -1, -1, -1, -1};
+  bool policy = false;            // of the policy, which learns also where the world model does not
   bool settles = false;           // the next step's inputs are taken, and its state multiplied
   std::int64_t keep = -1;         // array of the kept buffer, in numbers of a row of [T * B]
   std::int64_t keep_rstd = -1;    // the same, of the norm
@@ -205,7 +221,7 @@ struct Program {
   int x_share = 0, h_share = 0;  // blocks of a rank in the backward scan
   int input_floats = 0;
   // bytes in shared memory
-  int barrier_bytes = 0, token = 0, sums = 0, scratch = 0, input_buffers = 0, keep = 0;
+  int barrier_bytes = 0, token = 0, sums = 0, scratch = 0, input_buffers = 0, firsts = 0;
   int carry_h = 0, carry_x = 0, vectors = 0;
   int shared = 0;
   int tiles = 0;                         // of the packed weights of a rank

@@ -91,11 +91,21 @@ class Emulator:
         assert not why, why
 
     def rssm_cluster_run(
-        self, stream, layout, backward, ranks, rows, clusters, min_std, action_min_std, tensors
+        self,
+        stream,
+        layout,
+        backward,
+        ranks,
+        rows,
+        clusters,
+        min_std,
+        action_min_std,
+        learns,
+        tensors,
     ):
         options = [int(backward), ranks, rows, clusters]
         mutation = self.mutation if backward == self.backward else 0
-        options += [self.order, self.seed, mutation, self.barrier]
+        options += [self.order, self.seed, mutation, self.barrier, int(learns)]
         why = self._library.emulator_run(
             _numbers(layout, ctypes.c_int64), _numbers(options, ctypes.c_int),
             ctypes.c_double(min_std), ctypes.c_double(action_min_std),

@@ -158,13 +158,18 @@ class _Launch:
         )  # fmt: skip
         return packed
 
-    def run(self, tensors: Optional, packed: Tensor, constants: Sequence[float]) -> None:
-        """Launch; the order of `tensors` is that of csrc/cuda/rssm_launch.h."""
+    def run(
+        self, tensors: Optional, packed: Tensor, constants: Sequence[float], *, learns: bool
+    ) -> None:
+        """Launch; the order of `tensors` is that of csrc/cuda/rssm_launch.h.
+
+        learns: the gradients of the world model's pre-activations are stored.
+        """
         parts = [x for layer in self.layers for x in layer]
         min_std, _, action_min_std = constants
         _native().rssm_cluster_run(
             _stream(self.device), self.layout, self.backward, *self.cluster, min_std,
-            action_min_std, _addresses([*tensors, packed, *parts]),
+            action_min_std, learns, _addresses([*tensors, packed, *parts]),
         )  # fmt: skip
 
 
@@ -192,7 +197,7 @@ def forward(
         launch = _Launch(noise, weights, structure, backward=False)
         learning = keep and any(x.requires_grad for x in weights)
         packed = launch.packed(learning=learning)
-        launch.run([*inputs, *results, *[None] * 9], packed, constants)
+        launch.run([*inputs, *results, *[None] * 9], packed, constants, learns=False)
 
 
 def backward(
@@ -217,20 +222,21 @@ def backward(
         memory = torch.empty(numel, dtype=torch.float32, device=noise.device)
         given = input_grads[5], input_grads[6], input_grads[1]
         packed = launch.packed(learning=learning)
-        launch.run([*inputs, *results, *grads, memory, *given], packed, constants)
+        places = _spread(structure, weight_grads)
+        world = places[: len(places) - structure[10]]
+        learns = input_grads[0] is not None or any(x is not None for y in world for x in y)
+        launch.run([*inputs, *results, *grads, memory, *given], packed, constants, learns=learns)
         gradients = _Arrays(memory, T * B, structure)
         gradients.take_gradients()
         # what a projection outside the loop wants is the gradient of a first layer
-        for place, net in ((0, gradients.head), (7, gradients.policy)):
-            to = input_grads[place]
+        for i, net in ((0, gradients.head), (7, gradients.policy)):
+            to = input_grads[i]
             if to is not None:
                 to.copy_(net[0].view_as(to))
         if learning:
             kept = _Arrays(results[-1], T * B, structure)
             kept.take_kept()
-            _weight_gradients(
-                gradients, kept, inputs, results, launch.layers, _spread(structure, weight_grads)
-            )
+            _weight_gradients(gradients, kept, inputs, results, launch.layers, places)
 
 
 class _Arrays:
