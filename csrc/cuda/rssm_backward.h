@@ -95,6 +95,8 @@ class Backward : public Norms<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
         case Kind::kCellBack:
           to_state(stage, 1, 0);
           if (stage.barrier >= 0) {
+            // what follows waits for warps that send, not for those that only read sums here
+            x.sync();
             this->norm_back(stage);
           } else {
             to_inputs(stage);

@@ -225,10 +225,19 @@ def test_refusals():
 
 def test_float32_products_are_refused():
     structure = (6, 4, 2, 1, 0, 0, 0, 0, 3, 5, 0, 0, 1, 0)
-    cuda = torch.device("cuda", 0)
-    assert "bfloat16" in rssm_cuda.refusals(structure, "float32", cuda)["cuda"]
+    assert "bfloat16" in rssm_cuda.refusal(structure, "float32", 0)
     ln_gru = (*structure[:4], 1, *structure[5:])
-    assert "torch_gru" in rssm_cuda.refusals(ln_gru, "bfloat16", cuda)["cuda"]
+    assert "torch_gru" in rssm_cuda.refusal(ln_gru, "bfloat16", 0)
+
+
+def test_a_compiler_takes_the_refusal_as_a_constant():
+    structure = (6, 4, 2, 1, 0, 0, 0, 0, 3, 5, 0, 0, 1, 0)
+
+    def function(x):
+        return x + len(rssm_cuda.refusal((*structure,), "float32", 0) or "")
+
+    compiled = torch.compile(function, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(torch.zeros(2)), function(torch.zeros(2)))
 
 
 @pytest.mark.parametrize("op", NAMES)

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastrssm._dispatch import Backend
 from fastrssm.ops.rssm_plan import PARTS, SIZES, TensorTable
 
 # every this many rows of the batch share a cluster, widest first
@@ -72,21 +71,24 @@ def _choose(structure: Sequence[int], backward: bool, B: int, device: int) -> _C
     return chosen._replace(clusters=min(chosen.clusters, -(-B // chosen.rows)))
 
 
-def refusals(
-    structure: tuple[int, ...], precision: str, device: torch.device
-) -> dict[Backend, str]:
-    """Return why the cluster kernels cannot run a scan with such products; empty if they can."""
+def refusal(structure: tuple[int, ...], precision: str, device: int) -> str | None:
+    """Return why the cluster kernels cannot run a scan with such products, None if they can."""
     if precision != "bfloat16":
-        return {"cuda": f"its products are bfloat16, and {precision} is asked for"}
+        return f"its products are bfloat16, and {precision} is asked for"
     if structure[4] != 0 or structure[6] != 0:
-        return {"cuda": "it has the cell torch_gru and gaussian latents only"}
+        return "it has the cell torch_gru and gaussian latents only"
     if _native().cuda_status():
-        return {}
+        # the dispatcher says why
+        return None
     for backward in (False, True):
-        fitting = _fitting(structure, backward, device.index or 0)
+        fitting = _fitting(structure, backward, device)
         if isinstance(fitting, str):
-            return {"cuda": fitting}
-    return {}
+            return fitting
+    return None
+
+
+# what torch.compiler.assume_constant_result does
+refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

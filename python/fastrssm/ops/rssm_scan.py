@@ -119,7 +119,9 @@ def prepare(
     refused = plan.refused
     if plan.device.type == "cuda" and "cuda" not in refused:
         precision = _precision(plan, "cuda", mixed=mixed)
-        refused = refused | rssm_cuda.refusals(plan.structure, precision, plan.device)
+        reason = rssm_cuda.refusal(plan.structure, precision, plan.device.index or 0)
+        here: dict[Backend, str] = {"cuda": reason} if reason else {}
+        refused = refused | here
     chosen = resolve(op, inputs.noise, backend, refused)
     if chosen != "reference" and torch.is_grad_enabled():
         for name, noise in (("noise", inputs.noise), ("action_noise", inputs.action_noise)):
