@@ -3,12 +3,13 @@
 import pytest
 import torch
 from scan_cases import VARIANTS, Textbook, assert_same_run, inputs, some_first
+from scan_runs import BACKENDS
 
-from fastrssm._dispatch import OPS, use_backend
+from fastrssm._dispatch import use_backend
 from fastrssm.ops import rssm_observe
 
 
-@pytest.fixture(autouse=True, params=OPS["rssm_observe"])
+@pytest.fixture(autouse=True, params=["reference", *BACKENDS])
 def every_backend(request):
     with use_backend(request.param):
         yield

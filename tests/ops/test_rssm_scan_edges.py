@@ -61,7 +61,8 @@ def test_what_a_kernel_does_not_do_runs_on_the_reference(op):
             getattr(ops, op)(*args, **options, backend="cpu")
 
 
-@pytest.mark.parametrize("backend", OPS["rssm_observe"])
+# clusters do not run on these tensors, which the last of the errors needs
+@pytest.mark.parametrize("backend", [x for x in OPS["rssm_observe"] if x != "cuda"])
 @EVERY_OP
 def test_errors_are_the_same_on_every_backend(op, backend):
     case = CASES["rssm"]
