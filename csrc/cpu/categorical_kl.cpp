@@ -130,6 +130,15 @@ FASTRSSM_INLINE inline void add_mixtures(const A* post_exp, const A* prior_exp, 
   });
 }
 
+// Asks for the logits of the variable that lies two passes ahead: in the pass that has most to
+// compute, for the one that only reads.
+template <typename T>
+FASTRSSM_INLINE inline void prefetch(const T* logits, std::int64_t K) {
+  constexpr std::int64_t kCacheLine = 64 / sizeof(T);
+  const T* from = logits + 2 * kLanes * K;
+  for (std::int64_t k = 0; k < K; k += kCacheLine) __builtin_prefetch(from + k);
+}
+
 // The KL of `count` variables, at most kLanes, step by step: those of one would wait for each
 // other.
 template <int kClasses, typename T, typename A>
@@ -149,6 +158,8 @@ FASTRSSM_INLINE inline void find(const T* post, const T* prior, std::int64_t cou
     const std::int64_t width = whole_lines(K);
     A post_exp[kMostClasses], prior_exp[kMostClasses];
     for (std::int64_t g = 0; g < count; ++g) {
+      prefetch(post + g * K, K);
+      prefetch(prior + g * K, K);
       add_exponentials<kClasses>(post + g * K, prior + g * K, K, post_largest[g], prior_largest[g],
                                  post_exp + g * width, prior_exp + g * width, one[g], two[g],
                                  three[g]);
@@ -174,6 +185,8 @@ FASTRSSM_INLINE inline void find(const T* post, const T* prior, std::int64_t cou
     }
   } else {
     for (std::int64_t g = 0; g < count; ++g) {
+      prefetch(post + g * K, K);
+      prefetch(prior + g * K, K);
       add_exponentials<kClasses>(post + g * K, prior + g * K, K, post_largest[g], prior_largest[g],
                                  static_cast<A*>(nullptr), static_cast<A*>(nullptr), one[g], two[g],
                                  three[g]);
