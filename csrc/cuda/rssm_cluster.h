@@ -217,16 +217,30 @@ class Member {
     return reinterpret_cast<std::uintptr_t>(g.is_first) + static_cast<std::int64_t>(time) * p.B +
            b0;
   }
-  // Copies are of four bytes: whole words around those of the rows.
+  // Copies are of four bytes: whole words around those of the rows. At the ends of the array, where
+  // a word is not all its own, bytes are read.
   FASTRSSM_CLUSTER void read_firsts(int time, int step) {
     if (!g.is_first) return;
     const std::uintptr_t begin = first_address(time);
     const std::int64_t left = p.B - b0, rows = left < kRows ? left : kRows;
     const int words = static_cast<int>(((begin & 3) + rows + 3) / 4);
-    const float* from = reinterpret_cast<const float*>(begin & ~std::uintptr_t{3});
-    float* to = at<float>(p.firsts) + (step & 1) * (kFirstBytes / 4);
+    const std::uintptr_t from = begin & ~std::uintptr_t{3};
+    const auto low = reinterpret_cast<std::uintptr_t>(g.is_first);
+    const std::uintptr_t high = low + static_cast<std::int64_t>(p.T) * p.B;
+    unsigned char* to = at<unsigned char>(p.firsts) + (step & 1) * kFirstBytes;
     x.threads([&](int thread) {
-      if (thread < words) x.copy(to + thread, from + thread);
+      if (thread >= words) return;
+      const std::uintptr_t word = from + 4 * thread;
+      if (word >= low && word + 4 <= high) {
+        x.copy(reinterpret_cast<float*>(to) + thread, reinterpret_cast<const float*>(word));
+        return;
+      }
+#pragma unroll 1
+      for (std::uintptr_t byte = word; byte < word + 4; ++byte) {
+        if (byte >= low && byte < high) {
+          to[byte - from] = *reinterpret_cast<const unsigned char*>(byte);
+        }
+      }
     });
   }
 
