@@ -47,7 +47,7 @@ asan: build/asan/packages ## op and environment tests under address and undefine
 	$(call sanitized,address$(comma)undefined)
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	  build/asan/bin/python -m pytest -s -m "not slow and not cuda" -k "not without_a_trace and not memory_is_flat and not compile and not wiring and not buffer" \
+	  build/asan/bin/python -m pytest -s -m "not slow and not cuda" -k "not without_a_trace and not memory_is_flat and not compile and not wiring and not buffer and not triton and not aot and not cluster" \
 	  tests/ops tests/envs
 tsan: build/tsan/packages ## environment tests under the thread sanitizer
 	$(call sanitized,thread)
