@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -35,6 +36,14 @@ def test_argument_wins_over_context_over_order():
             assert resolve() == "cpu"
         assert resolve() == "reference"
     assert resolve() == "cpu"
+
+
+def test_kernels_that_no_gpu_has_run_are_used_only_when_asked_for(monkeypatch):
+    monkeypatch.setattr(_dispatch, "_absence", lambda backend: None)
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    assert _dispatch.resolve("gaussian_kl", on_gpu, None) == "cuda"
+    assert _dispatch.resolve("rssm_observe", on_gpu, None) == "triton"
+    assert _dispatch.resolve("rssm_observe", on_gpu, "cuda") == "cuda"
 
 
 def test_context_ends_with_an_error_and_stays_in_its_thread():

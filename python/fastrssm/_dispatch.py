@@ -27,6 +27,10 @@ OPS: dict[str, tuple[Backend, ...]] = {
     "rssm_imagine_policy": ("reference", "cpu", "triton", "cuda"),
 }
 _ORDER: dict[str, tuple[Backend, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+# blocks of these wait for one another, and no GPU has run them yet: never without being asked for
+_ON_REQUEST: frozenset[tuple[str, Backend]] = frozenset(
+    (op, "cuda") for op in OPS if op.startswith("rssm_")
+)
 _NOTHING: Mapping[Backend, str] = {}
 _log_once = functools.cache(logging.getLogger("fastrssm").debug)
 
@@ -96,6 +100,8 @@ def resolve(
             raise RuntimeError(f"{op}: backend {wanted!r} is not available: {reason}")
         return wanted
     for backend in _ORDER.get(device, ()):
+        if (op, backend) in _ON_REQUEST:
+            continue
         if (reason := _refusal(op, backend, device, dtype) or refused.get(backend)) is None:
             return backend
         if not torch.compiler.is_compiling():
