@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 
@@ -26,6 +27,10 @@ struct Found {
 };
 
 constexpr std::int64_t whole_lines(std::int64_t K) { return (K + kLanes - 1) / kLanes * kLanes; }
+
+// What a sum begins with: adding to minus zero is no addition.
+template <typename A>
+constexpr A kNothing = -A(0);
 
 // Lines that are handled at once; kClasses is K where that is known at compile time, else 0.
 template <int kClasses>
@@ -73,13 +78,13 @@ FASTRSSM_INLINE inline void add_exponentials(const T* post, const T* prior, std:
                                              A (&prior_sum)[kLanes], A (&difference)[kLanes]) {
   // its exponential is zero
   constexpr A kPadding = -1e4;
-  std::fill_n(post_sum, kLanes, A(0));
-  std::fill_n(prior_sum, kLanes, A(0));
-  std::fill_n(difference, kLanes, A(0));
+  std::fill_n(post_sum, kLanes, kNothing<A>);
+  std::fill_n(prior_sum, kLanes, kNothing<A>);
+  std::fill_n(difference, kLanes, kNothing<A>);
   for_lines<kClasses>(K, [&](auto full, std::int64_t first) FASTRSSM_INLINE {
 #pragma omp simd
     for (int i = 0; i < kLanes; ++i) {
-      A u = 0, v = 0, d = 0;
+      A u = kNothing<A>, v = kNothing<A>, d = kNothing<A>;
 #pragma GCC unroll 4
       for (int line = 0; line < kLines<kClasses>; ++line) {
         const std::int64_t k = first + line * kLanes + i;
@@ -107,13 +112,13 @@ template <int kClasses, typename A>
 FASTRSSM_INLINE inline void add_mixtures(const A* post_exp, const A* prior_exp, std::int64_t K,
                                          A post_share, A prior_share, A uniform, A (&kl)[kLanes],
                                          A (&log_ratio)[kLanes], A (&ratio)[kLanes]) {
-  std::fill_n(kl, kLanes, A(0));
-  std::fill_n(log_ratio, kLanes, A(0));
-  std::fill_n(ratio, kLanes, A(0));
+  std::fill_n(kl, kLanes, kNothing<A>);
+  std::fill_n(log_ratio, kLanes, kNothing<A>);
+  std::fill_n(ratio, kLanes, kNothing<A>);
   for_lines<kClasses>(K, [&](auto, std::int64_t first) FASTRSSM_INLINE {
 #pragma omp simd
     for (int i = 0; i < kLanes; ++i) {
-      A u = 0, v = 0, w = 0;
+      A u = kNothing<A>, v = kNothing<A>, w = kNothing<A>;
 #pragma GCC unroll 4
       for (int line = 0; line < kLines<kClasses>; ++line) {
         const std::int64_t k = first + line * kLanes + i;
@@ -200,7 +205,7 @@ FASTRSSM_INLINE inline void find(const T* post, const T* prior, std::int64_t cou
       prior_scale[g] = A(1) / prior_sum[g];
       log_ratio[g] *= post_scale[g];
       ratio[g] = A(1);
-      found.kl[g] = log_ratio[g] + log_of(prior_sum[g] * post_scale[g]);
+      found.kl[g] = log_ratio[g] + log_of_ratio(prior_sum[g] * post_scale[g]);
     }
   }
 }
@@ -212,7 +217,9 @@ FASTRSSM_CLONES ComputeOf<T> row_kl(const T* post, const T* prior, ComputeOf<T>*
   if constexpr (kClasses > 0) K = kClasses;
   const std::int64_t most = std::min<std::int64_t>(kLanes, kMostClasses / whole_lines(K));
   A kl = 0;
-  Lines<A> lines[3] = {};
+  Lines<A> lines[3];
+  // of variables that do not exist
+  if (most < kLanes || G % kLanes != 0) std::memset(lines, 0, sizeof lines);
   Found<A> found;
   for (std::int64_t first = 0; first < G; first += most) {
     const std::int64_t count = std::min(most, G - first);
