@@ -16,7 +16,7 @@ export GOMP_SPINCOUNT := 1000
 .PHONY: help demo test test-slow test-isa test-gpu gpu dev lint format types bench report stubs asan tsan wheel clean
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
-demo: $(VENV)/train.stamp ## imitate a walker from observations alone: data, training, evaluation, report (10 minutes)
+demo: $(VENV)/train.stamp ## imitate a walker from observations alone: data, training, evaluation, report (5 minutes)
 	$(BIN)/fastrssm demo --out runs/demo
 test: $(VENV)/dev.stamp ## all tests that need no GPU (6 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not slow and not cuda"
