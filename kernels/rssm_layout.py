@@ -203,7 +203,7 @@ def make_layout(
     """
     D, S, A, groups, cell, heads, latent, pre_width, head_layers, head_width = structure[:10]
     policy_layers, policy_width, _, detach = structure[10:14]
-    pack = _Packer(structure[14:], tiles, forward)
+    pack = _Packer(structure[16:], tiles, forward)
     operands, reals, gradients = _Rows(), _Rows(), _Rows()
     torch_gru, categorical = cell == 0, latent == 1
     reads = pre_width or S + A

@@ -224,11 +224,22 @@ class ScanCase:
     resets: bool = True
     projected: bool = False  # the policy reads more than the state
     detach: bool = False
+    blocks: int = 0  # of block_gru, else 0
+    branch: int = 0  # width of its input layers
 
     def _layer(self, draw, *shape, bias=True, norm=False):
         out = shape[:-1]
         parts = [draw(*shape) / shape[-1] ** 0.5, 0.3 * draw(*out) if bias else None]
-        return Layer(*parts, *((1 + 0.3 * draw(*out), 0.3 * draw(*out)) if norm else ()))
+        if norm:
+            parts.append(1 + 0.3 * draw(*out))
+            parts += [] if self.blocks else [0.3 * draw(*out)]
+        return Layer(*parts)
+
+    def _branches(self, draw):
+        own, width = self.D // self.blocks, self.branch
+        sizes = (self.D, self.S, self.A)
+        shapes = [(width, size) for size in sizes] + [(self.blocks, own, own + 3 * width)]
+        return tuple(self._layer(draw, *shape, norm=True) for shape in shapes)
 
     def _net(self, draw, size, out, hidden, split, offset):
         layers = []
@@ -252,12 +263,15 @@ class ScanCase:
         observe, policy, split = "observe" in op, "policy" in op, self.heads == "split"
         reads = self.pre or S + A
         gates = 3 * D, reads + (0 if self.cell == "torch_gru" else D)
+        if self.blocks:
+            gates = self.blocks, 3 * D // self.blocks, D // self.blocks
         out = S if split or self.groups else 2 * S
         weights = RSSMWeights(
             self._layer(draw, self.pre, S + A, norm=True) if self.pre else None,
-            self._layer(draw, *gates, norm=self.cell != "torch_gru"),
+            self._layer(draw, *gates, norm=self.cell.startswith("ln")),
             self._layer(draw, 3 * D, D) if self.cell == "torch_gru" else None,
             self._net(draw, D, out, self.hidden, split, observe),
+            self._branches(draw) if self.blocks else (),
         )
         net = self._net(draw, D + S, A, self.policy_hidden, True, observe and self.projected)
         noise = torch.rand(T, B, self.groups or S, generator=g, dtype=torch.float64)
@@ -299,6 +313,36 @@ SCANS = (
     ScanCase("powers of two", T=3, B=16, D=64, S=32, A=8, width=32, detach=True),
     ScanCase("many rows to a block", T=2, B=131, cell="ln_gru_a", hidden=1),
     ScanCase("smallest", T=2, B=5, D=1, S=1, A=1, width=2, hidden=1, policy_hidden=1),
+)
+
+
+# only the reference has this cell
+BLOCK_SCANS = (
+    ScanCase(
+        "dreamer v3",
+        cell="block_gru",
+        heads="joint",
+        D=36,
+        S=12,
+        groups=4,
+        unimix=0.01,
+        hidden=1,
+        blocks=4,
+        branch=13,
+    ),
+    ScanCase(
+        "blocks, gaussian",
+        T=3,
+        B=70,
+        cell="block_gru",
+        heads="joint",
+        D=64,
+        blocks=2,
+        branch=16,
+        projected=True,
+        detach=True,
+    ),
+    ScanCase("one block", T=2, cell="block_gru", D=5, blocks=1, branch=3, resets=False),
 )
 
 

@@ -8,7 +8,7 @@
 namespace fastrssm::cluster {
 
 // T, B, then the numbers of ops.rssm_plan.Plan.structure before those of the layers.
-constexpr int kLayoutNumbers = 16;
+constexpr int kLayoutNumbers = 18;
 // Addresses of a launch: inputs, results, gradients of results, what the launch writes besides,
 // packed weights, then weight, bias, scale and shift of each layer.
 enum Tensor : int {

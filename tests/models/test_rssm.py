@@ -11,6 +11,7 @@ from fastrssm.models.rssm import (
     AIME_RSSMO,
     AIME_V2_DISCRETE,
     AIME_V2_RSSMO,
+    DREAMER_V3_1M,
     RSSM,
     State,
 )
@@ -20,6 +21,7 @@ PRESETS = {
     "rssmo": AIME_RSSMO,
     "rssmo_v2": AIME_V2_RSSMO,
     "discrete": AIME_V2_DISCRETE,
+    "dreamer_v3": DREAMER_V3_1M,
 }
 T, B, E, A = 4, 3, 5, 2
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastrssm.models.cells import BlockGRUCell, cell_layers
 from fastrssm.models.nets import MLP, paired_layers, project, split_input
 from fastrssm.ops import Layer, PolicyWeights, RSSMWeights
 
@@ -26,6 +27,14 @@ VARIANTS = {
         "unimix": 0.3,
     },
 }  # fmt: skip
+# only the reference has this cell
+IN_BLOCKS = {
+    "dreamer_v3": {
+        "cell": "block_gru", "heads": "joint", "latent": "categorical", "min_std": 0.1, "groups": 2,
+        "unimix": 0.01,
+    },
+}  # fmt: skip
+BLOCKS = 3
 
 
 class Run(NamedTuple):
@@ -43,20 +52,24 @@ class Textbook(nn.Module):
     def __init__(self, variant: str, seed: int = 0) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.options = VARIANTS[variant]
+        self.options = (VARIANTS | IN_BLOCKS)[variant]
         out = S if self.options["latent"] == "categorical" else 2 * S
-        joint = {"width": M, "depth": 1, "norm": "layer", "activation": "swish"}
+        in_blocks = self.options["cell"] == "block_gru"
+        norm = "rms" if in_blocks else "layer"
+        joint = {"width": M, "depth": 1, "norm": norm, "activation": "swish"}
         if self.options["heads"] == "split":
             self.pre = None
             self.prior = nn.ModuleList([MLP(D, S, width=M, depth=2) for _ in range(2)])
             self.post = nn.ModuleList([MLP(D + E, S, width=M, depth=2) for _ in range(2)])
         else:
-            self.pre = MLP(S + A, None, **joint)
+            self.pre = None if in_blocks else MLP(S + A, None, **joint)
             self.prior = nn.ModuleList([MLP(D, out, **joint)])
             self.post = nn.ModuleList([MLP(D + E, out, **joint)])
         in_size = S + A if self.pre is None else M
         if self.options["cell"] == "torch_gru":
             self.cell = nn.GRUCell(in_size, D)
+        elif in_blocks:
+            self.cell = BlockGRUCell(D, S, A, width=M, blocks=BLOCKS)
         else:
             self.cell = nn.Sequential(nn.Linear(in_size + D, 3 * D), nn.LayerNorm(3 * D))
         self.policy = nn.ModuleList([MLP(D + S, A, width=M, depth=2) for _ in range(2)])
@@ -67,7 +80,34 @@ class Textbook(nn.Module):
             for parameter in self.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))
 
+    def recur_in_blocks(self, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
+        cell, own = self.cell, D // BLOCKS
+
+        def rms(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+            return F.silu(x / (x.square().mean(-1, keepdim=True) + 1e-4).sqrt() * norm.weight)
+
+        action = torch.where(action.abs() > 1, action / action.abs().detach(), action)
+        x = (
+            rms(cell.dynin0(deter), cell.dynin0norm),
+            rms(cell.dynin1(stoch), cell.dynin1norm),
+            rms(cell.dynin2(action), cell.dynin2norm),
+        )
+        blocks = [slice(g * own, (g + 1) * own) for g in range(BLOCKS)]
+        mixed = [
+            torch.cat((deter[..., at], *x), -1) @ cell.dynhid.weight[g].T + cell.dynhid.bias[g]
+            for g, at in enumerate(blocks)
+        ]
+        y = rms(torch.cat(mixed, -1), cell.dynhidnorm)
+        new = []
+        for g, at in enumerate(blocks):
+            r, c, u = (y[..., at] @ cell.dyngru.weight[g].T + cell.dyngru.bias[g]).chunk(3, -1)
+            c, u = torch.tanh(torch.sigmoid(r) * c), torch.sigmoid(u - 1)
+            new.append(u * c + (1 - u) * deter[..., at])
+        return torch.cat(new, -1)
+
     def recur(self, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
+        if isinstance(self.cell, BlockGRUCell):
+            return self.recur_in_blocks(deter, stoch, action)
         x = torch.cat((stoch, action), -1)
         x = x if self.pre is None else self.pre(x)
         if isinstance(self.cell, nn.GRUCell):
@@ -134,13 +174,13 @@ class Textbook(nn.Module):
             head, outside = split_input(head, D)
             projection = project(embed, outside)
         pre = None if self.pre is None else self.pre.layers()[0]
-        if isinstance(self.cell, nn.GRUCell):
-            cell = Layer(self.cell.weight_ih, self.cell.bias_ih)
-            state = Layer(self.cell.weight_hh, self.cell.bias_hh)
-        else:
+        if isinstance(self.cell, nn.Sequential):
             linear, norm = self.cell
-            cell, state = Layer(linear.weight, linear.bias, norm.weight, norm.bias), None
-        return RSSMWeights(pre, cell, state, head), projection
+            cell = Layer(linear.weight, linear.bias, norm.weight, norm.bias), None, ()
+        else:
+            cell = cell_layers(self.cell)
+        cell_input, cell_state, branches = cell
+        return RSSMWeights(pre, cell_input, cell_state, head, branches), projection
 
     def policy_weights(self, embed: Tensor | None = None):
         """Return PolicyWeights; with an embedding those of the IDM, and its projection."""
@@ -157,7 +197,7 @@ def inputs(variant: str, T: int = 4, B: int = 3, seed: int = 1) -> dict[str, Ten
     def normal(*shape, grad=True):
         return torch.randn(*shape, generator=g, dtype=torch.float64).requires_grad_(grad)
 
-    groups = VARIANTS[variant].get("groups")
+    groups = (VARIANTS | IN_BLOCKS)[variant].get("groups")
     if groups is None:
         noise = normal(T, B, S, grad=False)
     else:

@@ -31,10 +31,14 @@ class RSSMConfig:
     """width of prior, posterior and input layer"""
     layers: int = 2
     """hidden layers of prior and posterior"""
+    posterior_layers: int | None = None
+    """those of the posterior, if they differ"""
     input_layer: bool = False
     """a layer between [stoch, action] and the cell"""
     cell: Cell = "torch_gru"
-    """recurrent cell"""
+    """recurrent cell; block_gru: RMS norms here and in prior and posterior, instead of LayerNorm"""
+    blocks: int = 1
+    """diagonal blocks of block_gru"""
     latent: Latent = "gaussian"
     """family of the latent"""
     heads: Heads = "split"
@@ -46,11 +50,23 @@ class RSSMConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no module can be built from."""
-        for name in ("deter", "stoch", "groups", "hidden", "layers"):
+        for name in ("deter", "stoch", "groups", "hidden", "layers", "blocks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.cell not in ("torch_gru", "ln_gru_a"):
-            raise ValueError(f"cell is {self.cell!r}, expected 'torch_gru' or 'ln_gru_a'")
+        if self.posterior_layers is not None and self.posterior_layers < 1:
+            raise ValueError(
+                f"posterior_layers is {self.posterior_layers}, expected at least 1 or None"
+            )
+        if self.cell not in ("torch_gru", "ln_gru_a", "block_gru"):
+            raise ValueError(
+                f"cell is {self.cell!r}, expected 'torch_gru', 'ln_gru_a' or 'block_gru'"
+            )
+        if self.cell == "block_gru" and (self.input_layer or self.heads == "split"):
+            raise ValueError("cell is 'block_gru', expected heads='joint' and input_layer=False")
+        if self.deter % self.blocks or (self.blocks > 1 and self.cell != "block_gru"):
+            raise ValueError(
+                f"blocks is {self.blocks}, expected a divisor of deter, and 1 but for block_gru"
+            )
         if self.latent not in ("gaussian", "categorical"):
             raise ValueError(f"latent is {self.latent!r}, expected 'gaussian' or 'categorical'")
         if self.heads not in ("split", "joint"):
@@ -81,6 +97,21 @@ AIME_RSSMO = RSSMConfig(
 )
 AIME_V2_RSSMO = replace(AIME_RSSMO, cell="ln_gru_a")
 AIME_V2_DISCRETE = replace(AIME_V2_RSSMO, stoch=1024, groups=32, latent="categorical")
+
+
+def dreamer_v3(deter: int, hidden: int, classes: int) -> RSSMConfig:
+    """Return a size of DreamerV3: 1M is (512, 64, 4), 12M (2048, 256, 16), 25M (3072, 384, 24).
+
+    Source:
+        Hafner et al. 2023 (2301.04104): 8 blocks, 32 categorical variables, unimix 0.01.
+    """
+    return RSSMConfig(
+        deter=deter, stoch=32 * classes, groups=32, hidden=hidden, layers=2, posterior_layers=1,
+        cell="block_gru", blocks=8, latent="categorical", heads="joint", unimix=0.01,
+    )  # fmt: skip
+
+
+DREAMER_V3_1M = dreamer_v3(512, 64, 4)
 
 
 @dataclass(frozen=True)
@@ -148,7 +179,7 @@ class WorldModelConfig:
         for field, value, known in (
             ("encoder", self.encoder, ("identity", "mlp")),
             ("decoder", self.decoder, ("gaussian", "unit")),
-            ("norm", self.norm, ("none", "layer")),
+            ("norm", self.norm, ("none", "layer", "rms")),
             ("activation", self.activation, ("elu", "swish")),
             ("nll_weight", self.nll_weight, ("none", "modality_wise", "dim_wise")),
             ("idm", self.idm, ("detach", "end2end", "none")),

@@ -14,7 +14,7 @@ from fastrssm.models.distributions import Bernoulli, Normal
 from fastrssm.ops import Layer
 
 Activation = Literal["elu", "swish"]
-Norm = Literal["none", "layer"]
+Norm = Literal["none", "layer", "rms"]
 V = TypeVar("V")
 IMAGE_SHAPE = (3, 64, 64)
 IMAGE_EMBED = 1024
@@ -44,13 +44,15 @@ class MLP(nn.Module):
             layers.append(nn.Linear(width if i else in_size, width))
             if norm == "layer":
                 layers.append(nn.LayerNorm(width))
+            elif norm == "rms":
+                layers.append(nn.RMSNorm(width, eps=1e-4))
             layers.append(_ACTIVATIONS[activation]())
         if out_size is not None:
             layers.append(nn.Linear(width if depth else in_size, out_size))
         self.net = nn.Sequential(*layers)
         self.headless = out_size is None
         # networks of one kind run together; None: the op has no such network
-        fused = (norm == "layer") == (activation == "swish") or depth == 0
+        fused = (norm, activation) in (("none", "elu"), ("layer", "swish")) or depth == 0
         self.kind = (width, depth, norm, self.headless) if fused else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,6 +67,8 @@ class MLP(nn.Module):
                 found.append(Layer(module.weight, module.bias))
             elif isinstance(module, nn.LayerNorm):
                 found[-1] = found[-1]._replace(scale=module.weight, shift=module.bias)
+            elif isinstance(module, nn.RMSNorm):
+                found[-1] = found[-1]._replace(scale=module.weight)
         return tuple(found)
 
 

@@ -8,11 +8,14 @@ from torch import Tensor, nn
 
 from fastrssm import ops
 from fastrssm.models.batch import check_shape
+from fastrssm.models.cells import any_parameter, build_cell, cell_layers
 from fastrssm.models.config import AIME_RSSM as AIME_RSSM
 from fastrssm.models.config import AIME_RSSMO as AIME_RSSMO
 from fastrssm.models.config import AIME_V2_DISCRETE as AIME_V2_DISCRETE
 from fastrssm.models.config import AIME_V2_RSSMO as AIME_V2_RSSMO
+from fastrssm.models.config import DREAMER_V3_1M as DREAMER_V3_1M
 from fastrssm.models.config import RSSMConfig as RSSMConfig
+from fastrssm.models.config import dreamer_v3 as dreamer_v3
 from fastrssm.models.kept import Kept
 from fastrssm.models.nets import MLP, Merged, paired_layers, project, split_input, together
 from fastrssm.models.policy import TanhGaussianPolicy
@@ -38,16 +41,6 @@ class State(NamedTuple):
         return torch.cat((self.deter, self.stoch), -1)
 
 
-class LayerNormGRUCell(nn.Module):
-    """Parameters of ln_gru_a: one product of [input, state], normalised over all gates."""
-
-    def __init__(self, in_size: int, deter: int) -> None:
-        """Build the layers."""
-        super().__init__()
-        self.input_layer = nn.Linear(in_size + deter, 3 * deter)
-        self.norm = nn.LayerNorm(3 * deter)
-
-
 class RSSM(nn.Module):
     """Parameters of the transition model, and its sequences through the ops."""
 
@@ -69,16 +62,18 @@ class RSSM(nn.Module):
             in_size = width
         # the order of registration is the order of AIME's files
         if config.heads == "joint":
-            self.memory_cell = _cell(config, in_size)
+            self.memory_cell = build_cell(config, in_size, action_size)
             out = 2 * S if config.latent == "gaussian" else S
-            self.prior_net = _joint(config, D, out)
-            self.posterior_net = _joint(config, D + embed_size, out)
+            depth = config.posterior_layers or config.layers
+            self.prior_net = _joint(config, D, out, config.layers)
+            self.posterior_net = _joint(config, D + embed_size, out, depth)
         else:
             self.prior_mean = MLP(D, S, width=width, depth=config.layers)
             self.prior_std = MLP(D, S, width=width, depth=config.layers)
-            self.posterior_mean = MLP(D + embed_size, S, width=width, depth=config.layers)
-            self.posterior_std = MLP(D + embed_size, S, width=width, depth=config.layers)
-            self.memory_cell = _cell(config, in_size)
+            depth = config.posterior_layers or config.layers
+            self.posterior_mean = MLP(D + embed_size, S, width=width, depth=depth)
+            self.posterior_std = MLP(D + embed_size, S, width=width, depth=depth)
+            self.memory_cell = build_cell(config, in_size, action_size)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -288,9 +283,7 @@ class RSSM(nn.Module):
         return State(trajectory.deter[0], trajectory.stoch[0])
 
     def _like(self) -> Tensor:
-        """Return a parameter, for dtype and device."""
-        cell = self.memory_cell
-        return cell.weight_hh if isinstance(cell, nn.GRUCell) else cell.input_layer.weight
+        return any_parameter(self.memory_cell)
 
     def _prior_weights(self) -> RSSMWeights:
         return self._prior.get(self._parts("prior"), lambda: self._weights(self._head("prior")))
@@ -325,13 +318,8 @@ class RSSM(nn.Module):
 
     def _weights(self, head: tuple[Layer, ...]) -> RSSMWeights:
         pre = self.pre_memory.layers()[0] if self.config.input_layer else None
-        cell = self.memory_cell
-        if isinstance(cell, nn.GRUCell):
-            state = Layer(cell.weight_hh, cell.bias_hh)
-            return RSSMWeights(pre, Layer(cell.weight_ih, cell.bias_ih), state, head)
-        linear, norm = cell.input_layer, cell.norm
-        gates = Layer(linear.weight, linear.bias, norm.weight, norm.bias)
-        return RSSMWeights(pre, gates, None, head)
+        cell_input, cell_state, branches = cell_layers(self.memory_cell)
+        return RSSMWeights(pre, cell_input, cell_state, head, branches)
 
     def _options(self) -> dict[str, Any]:
         config = self.config
@@ -377,13 +365,8 @@ def _check_first(is_first: Tensor | None, T: int, B: int) -> Tensor | None:
     return is_first
 
 
-def _cell(config: RSSMConfig, in_size: int) -> nn.GRUCell | LayerNormGRUCell:
-    make = nn.GRUCell if config.cell == "torch_gru" else LayerNormGRUCell
-    return make(in_size, config.deter)
-
-
-def _joint(config: RSSMConfig, in_size: int, out_size: int) -> MLP:
+def _joint(config: RSSMConfig, in_size: int, out_size: int, depth: int) -> MLP:
     return MLP(
-        in_size, out_size,
-        width=config.hidden, depth=config.layers, norm="layer", activation="swish",
+        in_size, out_size, width=config.hidden, depth=depth,
+        norm="rms" if config.cell == "block_gru" else "layer", activation="swish",
     )  # fmt: skip

@@ -15,13 +15,17 @@ from fastrssm._dispatch import Backend
 from fastrssm.reference.gru_cell import Cell
 from fastrssm.reference.rssm_weights import Heads, Latent, Layer, PolicyWeights, RSSMWeights
 
-CELLS: tuple[Cell, ...] = ("torch_gru", "ln_gru_a", "ln_gru_d")
+CELLS: tuple[Cell, ...] = ("torch_gru", "ln_gru_a", "ln_gru_d", "block_gru")
 HEADS: tuple[Heads, ...] = ("split", "joint")
 LATENTS: tuple[Latent, ...] = ("gaussian", "categorical")
 # parts of a layer, in the order of `Layer`; a bit each in `Plan.structure`
 PARTS = Layer._fields
 # numbers in `Plan.structure` before those of the layers
-SIZES = 14
+SIZES = 16
+# cells that a backend has no kernel for
+_LACKING: dict[Backend, tuple[Cell, ...]] = {
+    "cpu": ("block_gru",), "triton": ("block_gru",), "cuda": ("block_gru",),
+}  # fmt: skip
 V = TypeVar("V")
 
 
@@ -29,8 +33,8 @@ class Plan(NamedTuple):
     """What is known of a scan before its inputs are."""
 
     # D, S, A, groups, cell, heads, latent, width of the input layer (0: none), layers and width of
-    # the head, layers and width of the policy (0: none), observe, detach; then the parts that each
-    # layer has
+    # the head, layers and width of the policy (0: none), observe, detach, blocks and width of a
+    # branch of block_gru (0: another cell); then the parts that each layer has
     structure: tuple[int, ...]
     # last dimension of each input in the order of `rssm_scan.Inputs`; 0: it has none
     sizes: tuple[int, ...]
@@ -111,7 +115,7 @@ def make_plan(
         TypeError: dtypes differ or are not supported.
     """
     for name, value, known in (
-        ("cell", cell, (*CELLS, "block_gru")), ("heads", heads, HEADS), ("latent", latent, LATENTS),
+        ("cell", cell, CELLS), ("heads", heads, HEADS), ("latent", latent, LATENTS),
     ):  # fmt: skip
         if value not in known:
             raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
@@ -129,7 +133,8 @@ def make_plan(
         if layer.weight.ndim < 2:
             shape = list(layer.weight.shape)
             raise ValueError(f"{name}.weight has shape {shape}, expected [..., out, in]")
-    D = first.shape[0] // 3
+    in_blocks = cell == "block_gru"
+    D = (first.shape[0] * first.shape[1] if in_blocks else first.shape[0]) // 3
     out = weights.head[-1].weight.shape[-2]
     halved = len(weights.head) == 1 if split else not categorical
     S = out // 2 if halved else out
@@ -139,16 +144,15 @@ def make_plan(
     if (weights.cell_state is None) == torch_gru:
         kind, other = ("None", "a Layer") if torch_gru else ("a Layer", "None")
         raise ValueError(f"weights.cell_state is {kind}, expected {other} for cell={cell!r}")
-    reads = first.shape[-1] - (0 if torch_gru else D)
-    pre = weights.pre
-    A = (reads if pre is None else pre.weight.shape[-1]) - S
-    if A < 1:
-        name = "cell_input" if pre is None else "pre"
-        shape = list((first if pre is None else pre.weight).shape)
-        raise ValueError(f"weights.{name}.weight has shape {shape}, expected inputs for an action")
-    if pre is not None:
-        _check_layer("weights.pre", pre, (reads, S + A))
-    _check_layer("weights.cell_input", weights.cell_input, (3 * D, first.shape[-1]))
+    count, expected = len(weights.branches), 4 if in_blocks else 0
+    if count != expected:
+        raise ValueError(f"weights.branches has {count} layers, expected {expected} for {cell!r}")
+    pre, reads, blocks, branch = weights.pre, 0, 0, 0
+    if in_blocks:
+        actions, blocks, branch = _check_blocks(weights, D, S)
+    else:
+        actions, reads = _check_cell(weights, D, S, 0 if torch_gru else D)
+    A = actions
     if weights.cell_state is not None:
         _check_layer("weights.cell_state", weights.cell_state, (3 * D, D))
     width = _check_net("weights.head", weights.head, D, S if split else out, split, observe)
@@ -158,9 +162,10 @@ def make_plan(
         policy_width = _check_net("policy.layers", policy.layers, D + S, A, True, projected)
     structure = (
         D, S, A, groups,
-        CELLS.index(cell) if cell in CELLS else -1, HEADS.index(heads), LATENTS.index(latent),
+        CELLS.index(cell), HEADS.index(heads), LATENTS.index(latent),
         0 if pre is None else reads,
         len(weights.head), max(width, 0), layers, max(policy_width, 0), int(observe), int(detach),
+        blocks, branch,
         *(sum(1 << i for i, x in enumerate(layer) if x is not None)
           for _, layer in _named(weights, policy)),
     )  # fmt: skip
@@ -177,18 +182,16 @@ def make_plan(
 
 def flatten(weights: RSSMWeights, policy: PolicyWeights | None) -> tuple[Tensor | None, ...]:
     """Return all parts of all layers, four each; absent layers have none."""
-    pre, cell_input, cell_state, head = weights
-    return tuple(
-        chain(
-            pre or (), cell_input, cell_state or (), *head, *(() if policy is None else policy[0])
-        )
-    )
+    pre, cell_input, cell_state, head, branches = weights
+    layers = *head, *branches, *(() if policy is None else policy[0])
+    return tuple(chain(pre or (), cell_input, cell_state or (), *layers))
 
 
 def _named(weights: RSSMWeights, policy: PolicyWeights | None) -> list[tuple[str, Layer]]:
     fixed = [(f"weights.{n}", getattr(weights, n)) for n in ("pre", "cell_input", "cell_state")]
     named = [(name, layer) for name, layer in fixed if layer is not None]
     named += [(f"weights.head[{i}]", layer) for i, layer in enumerate(weights.head)]
+    named += [(f"weights.branches[{i}]", layer) for i, layer in enumerate(weights.branches)]
     if policy is not None:
         named += [(f"policy.layers[{i}]", layer) for i, layer in enumerate(policy.layers)]
     return named
@@ -210,8 +213,42 @@ def _check_layer(name: str, layer: Layer, shape: tuple[int, ...]) -> None:
         expected = shape if part == "weight" else shape[:-1]
         if x is not None and x.shape != expected:
             raise ValueError(f"{name}.{part} has shape {list(x.shape)}, expected {list(expected)}")
-    if (layer.scale is None) != (layer.shift is None):
-        raise ValueError(f"{name} has one of scale and shift, expected both or none")
+    if layer.scale is None and layer.shift is not None:
+        raise ValueError(f"{name} has a shift and no scale, expected both, the scale, or none")
+
+
+def _check_cell(weights: RSSMWeights, D: int, S: int, state: int) -> tuple[int, int]:
+    """Return A, and what the cell reads besides `state` numbers of deter."""
+    pre, gates = weights.pre, weights.cell_input
+    reads = gates.weight.shape[-1] - state
+    A = (reads if pre is None else pre.weight.shape[-1]) - S
+    if A < 1:
+        name, layer = ("cell_input", gates) if pre is None else ("pre", pre)
+        shape = list(layer.weight.shape)
+        raise ValueError(f"weights.{name}.weight has shape {shape}, expected inputs for an action")
+    if pre is not None:
+        _check_layer("weights.pre", pre, (reads, S + A))
+    _check_layer("weights.cell_input", gates, (3 * D, reads + state))
+    return A, reads
+
+
+def _check_blocks(weights: RSSMWeights, D: int, S: int) -> tuple[int, int, int]:
+    """Return A, the number of blocks and the width of a branch."""
+    shape = weights.cell_input.weight.shape
+    if weights.pre is not None:
+        raise ValueError("weights.pre is a Layer, expected None for cell='block_gru'")
+    if len(shape) != 3 or shape[1] != 3 * shape[2]:
+        raise ValueError(
+            f"weights.cell_input.weight has shape {list(shape)}, "
+            "expected [blocks, 3D / blocks, D / blocks]"
+        )
+    blocks, own = shape[0], D // shape[0]
+    width, A = weights.branches[2].weight.shape[-2:]
+    _check_layer("weights.cell_input", weights.cell_input, tuple(shape))
+    for i, size in enumerate((D, S, A)):
+        _check_layer(f"weights.branches[{i}]", weights.branches[i], (width, size))
+    _check_layer("weights.branches[3]", weights.branches[3], (blocks, own, own + 3 * width))
+    return A, blocks, width
 
 
 def _check_net(
@@ -249,21 +286,27 @@ def _refusals(
     def by_all(reason: str) -> dict[Backend, str]:
         return {"cpu": reason, "triton": reason, "cuda": reason}
 
-    if cell not in CELLS:
-        return by_all(f"no kernel for cell {cell!r}")
     if weights.cell_input.weight.dtype == torch.bfloat16:
         return by_all("bfloat16 tensors run on reference only; autocast gives bfloat16 products")
     if min(widths) < 0:
         return by_all("hidden layers of a network have several widths, or there are none")
     normed = ["weights.pre"]
-    if cell != "torch_gru":
+    if cell == "block_gru":
+        normed += [f"weights.branches[{i}]" for i in range(4)]
+    elif cell != "torch_gru":
         normed += ["weights.cell_input"]
     if not split:
         normed += [f"weights.head[{i}]" for i in range(len(weights.head) - 1)]
-    refused: dict[Backend, str] = {}
+    refused: dict[Backend, str] = {
+        backend: f"no kernel for cell {cell!r}"
+        for backend, cells in _LACKING.items()
+        if cell in cells
+    }
     for name, layer in _named(weights, policy):
         if (layer.scale is not None) != (name in normed):
             return by_all(f"{name} has {'no' if name in normed else 'a'} norm")
+        if layer.scale is not None and (layer.shift is None) != (cell == "block_gru"):
+            return by_all(f"{name} has {'RMS norm' if layer.shift is None else 'LayerNorm'}")
         if layer.bias is None and name not in completed:
-            refused["cpu"] = f"{name} has no bias"
+            refused.setdefault("cpu", f"{name} has no bias")
     return refused

@@ -18,6 +18,8 @@ def reset(is_first: Tensor | None, deter: Tensor, stoch: Tensor) -> tuple[Tensor
 
 def recur(deter: Tensor, stoch: Tensor, action: Tensor, weights: RSSMWeights, cell: Cell) -> Tensor:
     """Advance the deterministic state by one step."""
+    if cell == "block_gru":
+        return _recur_in_blocks(deter, stoch, action, weights)
     x = torch.cat((stoch, action), -1)
     if weights.pre is not None:
         x = F.silu(_affine(x, weights.pre))
@@ -97,7 +99,39 @@ def draw_action(
     return torch.tanh(torch.addcmul(mean, std, noise))
 
 
+def _recur_in_blocks(deter: Tensor, stoch: Tensor, action: Tensor, weights: RSSMWeights) -> Tensor:
+    """DreamerV3: state, latent and action enter by a layer each, and each block reads them all."""
+    *branches, mix = weights.branches
+    blocks = mix.weight.shape[0]
+    # an action beyond its bounds counts as one on them
+    action = action / action.detach().abs().clamp_min(1.0)
+    pairs = zip((deter, stoch, action), branches, strict=True)
+    x = torch.cat([F.silu(_affine(x, layer)) for x, layer in pairs], -1)
+    own = deter.unflatten(-1, (blocks, -1))
+    x = torch.cat((own, x.unsqueeze(-2).expand(-1, blocks, -1)), -1)
+    x = F.silu(_norm(_affine_in_blocks(x, mix).flatten(-2), mix))
+    gates = _affine_in_blocks(x.unflatten(-1, (blocks, -1)), weights.cell_input)
+    return gru_cell(gates.flatten(-2), deter, cell="block_gru", blocks=blocks)
+
+
+def _affine_in_blocks(x: Tensor, layer: Layer) -> Tensor:
+    """[B, blocks, in] -> [B, blocks, out], a matrix for each block; the norm is left out."""
+    assert layer.bias is not None
+    y = torch.baddbmm(layer.bias.unsqueeze(1), x.transpose(0, 1), layer.weight.mT)
+    return y.transpose(0, 1)
+
+
 def _affine(x: Tensor, layer: Layer, offset: Tensor | None = None) -> Tensor:
-    weight, bias, scale, shift = layer
+    weight, bias = layer.weight, layer.bias
     y = F.linear(x, weight, bias) if offset is None else torch.addmm(offset, x, weight.mT)
-    return y if scale is None else F.layer_norm(y, scale.shape, scale, shift)
+    return _norm(y, layer)
+
+
+def _norm(y: Tensor, layer: Layer) -> Tensor:
+    """Normalise [B, out]: LayerNorm with eps 1e-5, RMS norm with eps 1e-4, or not at all."""
+    if layer.scale is None:
+        return y
+    scale = layer.scale.flatten()
+    if layer.shift is None:
+        return F.rms_norm(y, scale.shape, scale, 1e-4)
+    return F.layer_norm(y, scale.shape, scale, layer.shift)
