@@ -302,7 +302,8 @@ def _data(words: list[str]) -> int:
 
 
 def _make(args: MakeArgs) -> int:
-    from fastrssm.run.collect import make_dataset, write_dataset
+    from fastrssm.run.collect import write_dataset
+    from fastrssm.run.datasets import make_dataset
     from fastrssm.run.log import progress_bar
     from fastrssm.run.snapshots import replay_learning
 

@@ -20,7 +20,7 @@ from fastrssm.models.world_model import WorldModel
 from fastrssm.run import model_agent, stack_agent
 from fastrssm.run.agents import RandomAgent, SnapshotAgent, Snapshots
 from fastrssm.run.checkpoint import load_checkpoint, write_atomic
-from fastrssm.run.collect import make_dataset
+from fastrssm.run.datasets import make_dataset
 from fastrssm.run.evaluate import EVAL_SEED_OFFSET, EvalResult, evaluate
 from fastrssm.run.log import progress_bar
 from fastrssm.run.report import draw_report, read_curve

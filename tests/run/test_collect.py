@@ -11,7 +11,8 @@ from fastrssm.data import Dataset, info
 from fastrssm.data.episode import read_episode
 from fastrssm.run import agents
 from fastrssm.run.agents import RandomAgent, SnapshotAgent, Snapshots
-from fastrssm.run.collect import make_dataset, rollout, write_dataset
+from fastrssm.run.collect import rollout, write_dataset
+from fastrssm.run.datasets import make_dataset
 
 
 class Counting(VectorEnv):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["random", "buffer", "expert"]
+Kind = Literal["random", "buffer", "expert", "explorer", "mix"]
 
 # a buffer starts with a few random episodes, as the replay of a learner does
 PREFILL_EPISODES = 5
@@ -17,13 +17,16 @@ class Recipe:
         env_id: the environment.
         kind: "random": uniform actions. "buffer": a replay of learning, episode i of N by the
             policy as it was at i/N of its learning, actions sampled. "expert": the final policy
-            without noise.
+            without noise. "explorer": a replay of Plan2Explore. "mix": datasets one after the
+            other, with the same number of episodes each.
         episodes: how many the paper has.
+        parts: names of the recipes of a mix.
     """
 
     env_id: str
     kind: Kind
     episodes: int
+    parts: tuple[str, ...] = ()
 
 
 _TASKS = (
@@ -35,11 +38,15 @@ _TASKS = (
     "cheetah-flip-aime1",
     "cheetah-flipbackward-aime1",
 )
+_MIX = ("walker-random", "walker-plan2explore", "walker-stand-buffer", "walker-walk-buffer")
 
-# the reward of random data is never used, so any task of the body serves
+# the reward of random data and of exploration is never used, so any task of the body serves
 RECIPES: dict[str, Recipe] = {
     "walker-random": Recipe("walker-walk", "random", 1000),
     "cheetah-random": Recipe("cheetah-run", "random", 1000),
+    "walker-plan2explore": Recipe("walker-walk", "explorer", 1000),
+    "cheetah-plan2explore": Recipe("cheetah-run", "explorer", 1000),
+    "walker-mix": Recipe("walker-walk", "mix", 4000, _MIX),
     **{f"{env_id}-buffer": Recipe(env_id, "buffer", 1000) for env_id in _TASKS},
     **{f"{env_id}-expert": Recipe(env_id, "expert", 100) for env_id in _TASKS},
 }

@@ -13,14 +13,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from fastrssm.data.episode import Array, Episode, write_episode
-from fastrssm.data.recipes import parse
-from fastrssm.envs import find_task, make_vec
-from fastrssm.run.agents import RandomAgent, SnapshotAgent, Snapshots
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
-# episodes done, episodes in all
-Progress = Callable[[int, int], None]
 
 
 class Agent(Protocol):
@@ -166,7 +161,7 @@ def write_dataset(
         ValueError: there is no episode, or one is malformed.
     """
     folder = Path(folder).absolute()
-    _check_target(folder, overwrite)
+    check_target(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
@@ -189,7 +184,8 @@ def write_dataset(
     return folder
 
 
-def _check_target(folder: Path, overwrite: bool) -> None:
+def check_target(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that exists and may not be overwritten, see `write_dataset`."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not overwrite:
@@ -198,65 +194,3 @@ def _check_target(folder: Path, overwrite: bool) -> None:
     foreign = [name for name in names if not re.fullmatch(r"\d+\.npz|\.cache", name)]
     if foreign:
         raise FileExistsError(f"{folder} is not overwritten: it holds {foreign[0]}, not episodes.")
-
-
-def make_dataset(
-    name: str,
-    folder: str | Path,
-    episodes: int | None = None,
-    seed: int = 0,
-    num_envs: int = 16,
-    progress: Progress | None = None,
-    *,
-    steps: int | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Make a dataset of the paper anew; name, episodes and seed determine every byte of it.
-
-    Args:
-        name: of a recipe, for example "walker-stand-buffer".
-        folder: the folder to make.
-        episodes: how many. None: as many as the paper has.
-        seed: of the environments and of the noise of the policy.
-        num_envs: environments stepped together; changes the speed only.
-        progress: called after each episode with the episodes done and in all.
-        steps: decision steps of an episode. None: as many as the task has.
-        overwrite: replace a folder of episodes.
-
-    Raises:
-        ValueError: there is no such recipe, or a number is below 1.
-        FileNotFoundError: the package has no policy snapshots for it.
-        FileExistsError: see `write_dataset`.
-    """
-    recipe = parse(name)
-    total = recipe.episodes if episodes is None else episodes
-    if total < 1 or num_envs < 1:
-        raise ValueError(f"episodes and num_envs must be at least 1, got {total} and {num_envs}.")
-    _check_target(Path(folder).absolute(), overwrite)
-    agent: Agent
-    match recipe.kind:
-        case "random":
-            agent = RandomAgent(find_task(recipe.env_id).action_size, seed)
-        case "buffer":
-            agent = SnapshotAgent(Snapshots.open(recipe.env_id), total, seed)
-        case "expert":
-            agent = SnapshotAgent(Snapshots.open(recipe.env_id), None, seed)
-    env = make_vec(recipe.env_id, min(num_envs, total), episode_steps=steps)
-
-    def play() -> Iterator[Episode]:
-        # a seed per episode instead of one per environment: the bytes do not depend on num_envs
-        for first in range(0, total, env.num_envs):
-            numbers = range(first, first + env.num_envs)
-            seeds = [_env_seed(seed, number) for number in numbers]
-            yield from rollout(env, agent, min(env.num_envs, total - first), seed=seeds)
-
-    try:
-        report = None if progress is None else lambda done: progress(done, total)
-        return write_dataset(folder, play(), overwrite=overwrite, progress=report)
-    finally:
-        env.close()
-
-
-def _env_seed(seed: int, episode: int) -> int:
-    # apart from the agent's stream of the same episode
-    return int(np.random.SeedSequence((seed, episode, 1)).generate_state(1, np.uint64)[0])

@@ -1,0 +1,113 @@
+"""Make the paper's datasets anew from the policy snapshots that come with the package."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+import fastrssm.data
+from fastrssm.data.episode import Episode
+from fastrssm.data.recipes import Recipe, parse
+from fastrssm.envs import find_task, make_vec
+from fastrssm.run.agents import RandomAgent, SnapshotAgent, Snapshots
+from fastrssm.run.collect import Agent, check_target, rollout, write_dataset
+from fastrssm.run.snapshots import replay_learning
+
+# episodes done, episodes in all
+Progress = Callable[[int, int], None]
+# a folder per recipe, of snapshots along Plan2Explore
+EXPLORERS = Path(fastrssm.data.__file__).parent / "explorers"
+
+
+def make_dataset(
+    name: str,
+    folder: str | Path,
+    episodes: int | None = None,
+    seed: int = 0,
+    num_envs: int = 16,
+    progress: Progress | None = None,
+    *,
+    steps: int | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Make a dataset of the paper anew; name, episodes and seed determine every byte of it.
+
+    Args:
+        name: of a recipe, for example "walker-stand-buffer".
+        folder: the folder to make.
+        episodes: how many. None: as many as the paper has.
+        seed: of the environments and of the noise of the policy.
+        num_envs: environments stepped together; changes the speed only, except for exploration,
+            whose agents have a world model.
+        progress: called after each episode with the episodes done and in all.
+        steps: decision steps of an episode. None: as many as the task has.
+        overwrite: replace a folder of episodes.
+
+    Raises:
+        ValueError: there is no such recipe, a number is below 1, or a mix has fewer episodes than
+            parts.
+        FileNotFoundError: the package has no policy snapshots for it.
+        FileExistsError: see `write_dataset`.
+    """
+    recipe = parse(name)
+    total = recipe.episodes if episodes is None else episodes
+    if total < 1 or num_envs < 1:
+        raise ValueError(f"episodes and num_envs must be at least 1, got {total} and {num_envs}.")
+    if total < len(recipe.parts):
+        raise ValueError(
+            f"episodes must be at least {len(recipe.parts)}, the parts of {name}, got {total}."
+        )
+    check_target(Path(folder).absolute(), overwrite)
+    counts = [len(part) for part in np.array_split(np.arange(total), len(recipe.parts) or 1)]
+    # all are prepared before the first one plays, so that a missing snapshot is known at once
+    plays = [
+        _play(part, parse(part), count, seed, num_envs, steps)
+        for part, count in zip(recipe.parts or (name,), counts, strict=True)
+    ]
+    report = None if progress is None else lambda done: progress(done, total)
+    played = (episode for play in plays for episode in play)
+    return write_dataset(folder, played, overwrite=overwrite, progress=report)
+
+
+def _play(
+    name: str, recipe: Recipe, total: int, seed: int, num_envs: int, steps: int | None
+) -> Iterator[Episode]:
+    """Prepare whoever acts, and give the episodes."""
+    agent: Agent
+    match recipe.kind:
+        case "random":
+            agent = RandomAgent(find_task(recipe.env_id).action_size, seed)
+        case "buffer":
+            agent = SnapshotAgent(Snapshots.open(recipe.env_id), total, seed)
+        case "expert":
+            agent = SnapshotAgent(Snapshots.open(recipe.env_id), None, seed)
+        case "explorer":
+            folder = EXPLORERS / name
+            if not folder.is_dir():
+                raise FileNotFoundError(
+                    f"no snapshots for {name} in {EXPLORERS}: `fastrssm plan2explore --env "
+                    f"{recipe.env_id} --out RUN` makes some, and `fastrssm data make RUN` data."
+                )
+            return replay_learning(folder, total, seed, num_envs, steps)
+        case "mix":
+            raise ValueError(f"{name} is a mix, expected a recipe of one agent.")
+    return _rollouts(agent, recipe.env_id, total, seed, num_envs, steps)
+
+
+def _rollouts(
+    agent: Agent, env_id: str, total: int, seed: int, num_envs: int, steps: int | None
+) -> Iterator[Episode]:
+    env = make_vec(env_id, min(num_envs, total), episode_steps=steps)
+    try:
+        # a seed per episode instead of one per environment: the bytes do not depend on num_envs
+        for first in range(0, total, env.num_envs):
+            numbers = range(first, first + env.num_envs)
+            seeds = [_env_seed(seed, number) for number in numbers]
+            yield from rollout(env, agent, min(env.num_envs, total - first), seed=seeds)
+    finally:
+        env.close()
+
+
+def _env_seed(seed: int, episode: int) -> int:
+    # apart from the agent's stream of the same episode
+    return int(np.random.SeedSequence((seed, episode, 1)).generate_state(1, np.uint64)[0])
