@@ -1,19 +1,27 @@
 #include "cpu/buffer.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <cstdlib>
 #include <list>
 #include <mutex>
 #include <new>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 namespace fastrssm::cpu {
 namespace {
 
 constexpr std::size_t kLargePage = std::size_t{2} << 20;
-constexpr std::size_t kMostKept = std::size_t{2} << 30;
+
+// A quarter of the machine's memory, at most 8 GiB: an update of a large batch needs some GiB, and
+// fresh pages cost a fifth of its time.
+std::size_t most_kept() {
+  constexpr std::size_t kGibi = std::size_t{1} << 30;
+  const long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGE_SIZE);
+  if (pages <= 0 || size <= 0) return 2 * kGibi;
+  return std::min(static_cast<std::size_t>(pages) / 4 * static_cast<std::size_t>(size), 8 * kGibi);
+}
 
 struct Block {
   void* data;
@@ -49,6 +57,7 @@ void give_back(Block given) {
   auto& blocks = pool().blocks;
   blocks.push_front(given);
   pool().bytes += given.bytes;
+  static const std::size_t kMostKept = most_kept();
   while (pool().bytes > kMostKept) {
     pool().bytes -= blocks.back().bytes;
     std::free(blocks.back().data);

@@ -1,5 +1,6 @@
 // Large memory that is used again and again: fresh pages would cost a training step up to a fifth
-// of its time. What was given back last, up to 2 GiB, waits here for the next to ask for its size.
+// of its time. What was given back last, up to a quarter of all memory, waits here for the next to
+// ask for its size.
 #pragma once
 
 #include <cstddef>

@@ -11,7 +11,8 @@ namespace fastrssm::cpu {
 namespace {
 
 // Rows of the batch times steps between two rounds of weight gradients: enough for products near
-// the processor's peak, few enough to stay in the last-level cache.
+// the processor's peak, few enough to stay in the last-level cache. A larger batch is walked back
+// in several groups of rows.
 constexpr Size kChunkRows = 1024;
 
 // One thread's walk back through a chunk with some rows of the batch.
@@ -43,10 +44,12 @@ class BackwardScan {
            row_bytes<T>(gemm, rows, plan.widest) / sizeof(T);
   }
 
-  // rows [b, b + M), times [begin, end) from the last to the first; d: the chunk's arrays
-  void run(Size b, Size M, Size begin, Size end, const ChunkGrads<T>& d, T* scratch) {
+  // rows [b, b + M), times [begin, end) from the last to the first; d: the chunk's arrays, whose
+  // first row is `group`
+  void run(Size group, Size b, Size M, Size begin, Size end, const ChunkGrads<T>& d, T* scratch) {
     const Size rows = std::min(layout_.B, kBlockRows);
     b_ = b;
+    chunk_b_ = b - group;
     M_ = M;
     d_ = &d;
     c_ = scratch;
@@ -70,7 +73,7 @@ class BackwardScan {
  private:
   const LayerOf<const T>& layer(Size l) const { return weights_[l]; }
   Size at(Size width) const { return (t_ * layout_.B + b_) * width; }
-  T* chunk(const Kept<T>& array) const { return array.at(chunk_t_, b_); }
+  T* chunk(const Kept<T>& array) const { return array.at(chunk_t_, chunk_b_); }
   void pack(const T* first, Size ld, Size K, const T* second = nullptr, Size ld2 = 0, Size K2 = 0) {
     pack_rows<T>(packed_.gemm(), {first, ld, K}, {second, ld2, K2}, M_, rows_);
   }
@@ -207,7 +210,7 @@ class BackwardScan {
   const KeptArrays<T>& kept_;
   T *carry_deter_, *carry_stoch_;
   const ChunkGrads<T>* d_ = nullptr;
-  Size t_ = 0, chunk_t_ = 0, b_ = 0, M_ = 0;
+  Size t_ = 0, chunk_t_ = 0, b_ = 0, chunk_b_ = 0, M_ = 0;
   T *c_ = nullptr, *feature_ = nullptr, *probs_ = nullptr, *deter_ = nullptr, *stoch_ = nullptr;
   char* rows_ = nullptr;
 };
@@ -232,19 +235,20 @@ void scan_backward(const Gemm<T>& gemm, const ScanLayout& layout, const ScanCons
   T* carry_stoch = carry_deter + B * layout.D;
   std::memset(carry_deter, 0, B * (layout.D + layout.S) * sizeof(T));
 
-  const Size steps = std::clamp<Size>(kChunkRows / std::max<Size>(B, 1), 1, T_);
-  ChunkLayout<T> counted(nullptr, steps * B, B);
+  // several steps of all rows, or one step of some
+  const Size groups = std::max<Size>(1, (B + kChunkRows - 1) / kChunkRows);
+  const Size most = (B + groups - 1) / groups;
+  const Size steps = std::clamp<Size>(kChunkRows / std::max<Size>(most, 1), 1, groups > 1 ? 1 : T_);
+  ChunkLayout<T> counted(nullptr, steps * most, most);
   lay_out(counted, layout, plan);
-  ChunkLayout<T> laid(chunk_memory.take<T>(counted.used()), steps * B, B);
+  ChunkLayout<T> laid(chunk_memory.take<T>(counted.used()), steps * most, most);
   ChunkGrads<T> d = lay_out(laid, layout, plan);
-  for (Size end = T_; end > 0; end -= std::min(steps, end)) {
-    const Size begin = std::max<Size>(0, end - steps);
+  const auto walk = [&](Size group, Size rows, Size begin, Size end) {
+    const Size first = begin * B + group;
     // what a projection outside the loop wants is the gradient of a first layer's pre-activations
-    if (input_grads.embed_proj) {
-      d.head[0].data = input_grads.embed_proj + begin * B * d.head[0].width;
-    }
+    if (input_grads.embed_proj) d.head[0].data = input_grads.embed_proj + first * d.head[0].width;
     if (input_grads.policy_proj) {
-      d.policy[0].data = input_grads.policy_proj + begin * B * d.policy[0].width;
+      d.policy[0].data = input_grads.policy_proj + first * d.policy[0].width;
     }
 #pragma omp parallel num_threads(threads)
     {
@@ -253,10 +257,16 @@ void scan_backward(const Gemm<T>& gemm, const ScanLayout& layout, const ScanCons
       T* memory = scratch.take<T>(Scan::scratch_numel(plan, layout, gemm));
       Scan scan(plan, layout, constants, in, weights, products, out, grads, input_grads, kept,
                 carry_deter, carry_stoch);
-      for_blocks(B, omp_get_thread_num(), omp_get_num_threads(),
-                 [&](Size b, Size M) { scan.run(b, M, begin, end, d, memory); });
+      for_blocks(rows, omp_get_thread_num(), omp_get_num_threads(),
+                 [&](Size b, Size M) { scan.run(group, group + b, M, begin, end, d, memory); });
     }
-    if (sums.any()) sums.add(d, begin * B, (end - begin) * B);
+    if (sums.any()) sums.add(d, first, (end - begin) * rows);
+  };
+  for (Size i = 0; i < groups; ++i) {
+    const Size group = B * i / groups, rows = B * (i + 1) / groups - group;
+    for (Size end = T_; end > 0; end -= std::min(steps, end)) {
+      walk(group, rows, std::max<Size>(0, end - steps), end);
+    }
   }
   if (input_grads.deter0) {
     std::memcpy(input_grads.deter0, carry_deter, B * layout.D * sizeof(T));
