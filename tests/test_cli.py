@@ -12,7 +12,7 @@ from fastrssm import doctor
 from fastrssm.cli import main
 
 COMMANDS = ("demo", "pretrain", "aime", "bc", "bco", "iidm", "dreamer", "plan2explore", "eval")
-COMMANDS += ("data make", "expert", "doctor")
+COMMANDS += ("data make", "expert", "table", "doctor")
 TINY = ["--updates", "2", "--batch-size", "4", "--horizon", "8"]
 SIZES = ["--rssm.deter", "16", "--rssm.stoch", "4", "--rssm.hidden", "8"]
 

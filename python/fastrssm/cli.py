@@ -36,6 +36,7 @@ commands:
   bco, iidm         imitate without a world model: inverse, or forward, model of single steps
   dreamer           learn a task in the imagination of a world model; its replay is a dataset
   plan2explore      the same without a task: explore, for data of a body
+  table             the paper's table, or a part of it: data, models, cells, report; --quick
   eval RUN          run the policy of a run
   expert            train the actors that datasets are made from
   doctor            versions, backends and why others are absent, OpenGL, a self-test
@@ -115,7 +116,10 @@ class DoctorArgs:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 1 doctor found a fault, 2 bad input."""
+    """Run a command; returns the exit code.
+
+    0 done, 1 doctor found a fault or a cell of the table failed, 2 bad input.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_OVERVIEW, end="")
@@ -132,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "iidm": _iidm,
         "dreamer": _dreamer,
         "plan2explore": _plan2explore,
+        "table": _table,
         "eval": _eval,
         "data": _data,
         "expert": _expert,
@@ -242,6 +247,15 @@ def _run_at_scale(
         )
     )
     return 0
+
+
+def _table(words: list[str]) -> int:
+    from fastrssm.run import table
+
+    # decides the defaults that the help of the others shows
+    defaults = table.QUICK if "--quick" in words else table.Args()
+    args = tyro.cli(table.Args, args=words, default=defaults, prog="fastrssm table")
+    return 1 if table.make_table(args) else 0
 
 
 def _eval(words: list[str]) -> int:

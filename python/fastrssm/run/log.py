@@ -162,7 +162,7 @@ class Logger:
         head = {
             self.unit: f"{step} / {self.total}",
             "speed": f"{speed:.3g} {self.unit}s/s",
-            "time left": _duration(left),
+            "time left": duration(left),
         }
         # totals come last in the metrics of a model; a small terminal shows the top of the table
         body = {name: f"{value:.5g}" for name, value in reversed(list(means.items()))}
@@ -220,7 +220,8 @@ def _start_wandb(folder: Path, config: Mapping[str, Any]) -> Any:
     return wandb.init(project="fastrssm", name=folder.name, dir=str(folder), config=dict(config))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Spell a time as hours:minutes:seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
