@@ -7,70 +7,25 @@ What a stage reads and another row's thread might still have to read is never wr
 import triton
 import triton.language as tl
 
+from fastrssm.kernels.rssm_blocks import blocks_backward
+from fastrssm.kernels.rssm_layers import hidden_backward, norm_backward
 from fastrssm.kernels.rssm_pointwise import (
     before,
     class_probs,
-    elu_slope,
     kept_rows,
     product,
     read,
     row_of,
-    silu_slope,
     std_slope,
-    vector,
     write,
     zero_sums,
     zero_tile,
 )
-from fastrssm.kernels.rssm_tiles import ln_gru_backward_tile, torch_gru_backward_tile
-
-
-@triton.jit
-def norm_backward(raw, hat, rstd, d, total, dot, ok, N: tl.constexpr, BP: tl.constexpr):
-    """Through a norm, from the gradient of its normalised values in raw and its two row sums."""
-    scale = tl.load(rstd, mask=ok, other=0.0)[:, None]
-    for n in range(0, N, BP):
-        column = n + tl.arange(0, BP)
-        mask = ok[:, None] & (column < N)[None, :]
-        x, h = read(raw, column, mask), read(hat, column, mask)
-        write(d, column, (x - (total / N)[:, None] - h * (dot / N)[:, None]) * scale, mask)
-    tl.debug_barrier()
-
-
-@triton.jit
-def hidden_backward(
-    dy, d, affine, y, hat, rstd, raw,  # rows
-    ok, weights, vectors,
-    SPLIT: tl.constexpr, W: tl.constexpr, BLOCKS: tl.constexpr,
-    SCALE: tl.constexpr, SHIFT: tl.constexpr,
-    LEARN: tl.constexpr, BP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """From the pre-activations of a layer to those of the one before it."""
-    total = zero_sums(ok)
-    dot = zero_sums(ok)
-    for g in range(BLOCKS):
-        for n in range(0, W.N, W.BN):
-            acc = zero_tile(ok, W)
-            acc = product(acc, dy + g * W.K, ok, weights + g * W.block, W, n, PRECISION, UPCAST)
-            column = n + tl.arange(0, W.BN)
-            mask = ok[:, None] & (column < W.N)[None, :]
-            column += g * W.N
-            if SPLIT:
-                write(d, column, acc * elu_slope(read(y, column, mask)), mask)
-            else:
-                h = read(hat, column, mask)
-                scale = vector(vectors, SCALE, column, W.N)
-                acc *= silu_slope(h * scale + vector(vectors, SHIFT, column, W.N))
-                acc = tl.where(mask, acc, 0.0)
-                if LEARN:
-                    write(affine, column, acc, mask)
-                acc *= scale
-                write(raw, column, acc, mask)
-                total += tl.sum(acc, axis=1)
-                dot += tl.sum(acc * h, axis=1)
-    tl.debug_barrier()
-    if not SPLIT:
-        norm_backward(raw, hat, rstd, d, total, dot, ok, W.N, BP)
+from fastrssm.kernels.rssm_tiles import (
+    block_gru_backward_tile,
+    ln_gru_backward_tile,
+    torch_gru_backward_tile,
+)
 
 
 @triton.jit
@@ -174,6 +129,8 @@ def cell_backward(
         h = before(deter0, deter, row, b, t, B, L.D, column, keep[:, None] & real)
         if L.cell == 0:
             by = torch_gru_backward_tile(g, h, gates, d, column, mask, L)
+        elif L.cell == 3:
+            by = block_gru_backward_tile(g, h, gates, d, column, mask, L)
         else:
             dr, dc, du, sum1, sum2, by = ln_gru_backward_tile(
                 g, h, gates, affine, vectors, column, mask, L, LEARN
@@ -185,8 +142,8 @@ def cell_backward(
             dot += sum2
         write(past, column, by, mask)
     tl.debug_barrier()
-    if L.cell != 0:
-        norm_backward(raw, gates, rstd, d, total, dot, ok, 3 * L.D, L.BP)
+    if L.cell == 1 or L.cell == 2:
+        norm_backward(raw, gates, rstd, d, total, dot, ok, 3 * L.D, L.vectors[5], L.BP)
 
 
 @triton.jit
@@ -259,7 +216,7 @@ def rssm_backward_kernel(
     noise, action_noise,                                         # [T, B, S], [T, B, A] or None
     is_first,                                                    # [T, B] or None
     deter0,                                                      # [B, D]
-    deter, stats0, action,                                       # [T, B, ...]
+    deter, stats0, action,                      # [T, B, ...]; actions given or drawn
     operands, reals,                                             # kept [T * B, ...]
     gradients,            # of pre-activations [T * B, ...], or [B, ...] if no weight learns
     carry_deter, carry_stoch,                                    # [B, D], [B, S]: the results
@@ -309,11 +266,18 @@ def rssm_backward_kernel(
         mid = past + L.D
         to_stoch = mid + L.D if THROUGH else carry_stoch + b * L.S
         to_deter = mid if THROUGH else carry_deter + b * L.D
-        state_backward(d_gates, past, to_deter, ok, whole, weights, L, PRECISION, UPCAST)
         to_action = mid + L.D + L.S
         if L.policy is None:
             to_action = None if given_action_grad is None else given_action_grad + row * L.A
-        if L.pre is None:
+        if L.blocks is None:
+            state_backward(d_gates, past, to_deter, ok, whole, weights, L, PRECISION, UPCAST)
+        if L.blocks is not None:
+            blocks_backward(
+                d_gates, past, action + row * L.A, to_deter, to_stoch, to_action,
+                raw, row, rows, slot, d_rows, ok, whole, weights, vectors,
+                operands, reals, gradients, L, LEARN, PRECISION, UPCAST,
+            )  # fmt: skip
+        elif L.pre is None:
             input_backward(d_gates, to_stoch, to_action, ok, whole, weights, L, L.x,
                            PRECISION, UPCAST)  # fmt: skip
         else:

@@ -9,14 +9,15 @@ see each other's stores before it.
 import triton
 import triton.language as tl
 
+from fastrssm.kernels.rssm_blocks import block_gru, shared_layers
+from fastrssm.kernels.rssm_layers import hidden_layer, moments
 from fastrssm.kernels.rssm_pointwise import (
     before,
-    elu,
     kept_rows,
     product,
+    product3,
     read,
     row_of,
-    sigmoid,
     vector,
     write,
     zero_sums,
@@ -29,88 +30,6 @@ from fastrssm.kernels.rssm_tiles import (
     ln_gru_tile,
     torch_gru_tile,
 )
-
-
-@triton.jit
-def product3(
-    one, two, three, x, ok, weights,
-    M: tl.constexpr, n, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """As `product` for three blocks of weights that lie beside each other."""
-    k = tl.arange(0, M.BK)
-    w = weights + M.at + k[:, None] * M.ld + n + tl.arange(0, M.BN)[None, :]
-    for k0 in range(0, M.K, M.BK):
-        mask = ok[:, None]
-        if M.K % M.BK != 0:
-            mask = mask & (k0 + k < M.K)[None, :]
-        a = tl.load(x[:, None] + (k0 + k)[None, :], mask=mask, other=0.0)
-        u = tl.load(w + k0 * M.ld)
-        v = tl.load(w + k0 * M.ld + M.block)
-        y = tl.load(w + k0 * M.ld + 2 * M.block)
-        if UPCAST:
-            a, u = a.to(tl.float32), u.to(tl.float32)
-            v, y = v.to(tl.float32), y.to(tl.float32)
-        one = tl.dot(a, u, one, input_precision=PRECISION)
-        two = tl.dot(a, v, two, input_precision=PRECISION)
-        three = tl.dot(a, y, three, input_precision=PRECISION)
-    return one, two, three
-
-
-@triton.jit
-def moments(raw, total, ok, N: tl.constexpr, EPS: tl.constexpr, BP: tl.constexpr):
-    """Mean and inverse deviation of rows whose sum is known."""
-    mean = total / N
-    squares = tl.zeros_like(total)
-    for n in range(0, N, BP):
-        column = n + tl.arange(0, BP)
-        mask = ok[:, None] & (column < N)[None, :]
-        x = tl.where(mask, read(raw, column, mask) - mean[:, None], 0.0)
-        squares += tl.sum(x * x, axis=1)
-    return mean, 1.0 / tl.sqrt(squares / N + EPS)
-
-
-@triton.jit
-def hidden_layer(
-    x, x2, proj, y, hat, rstd, raw,  # rows
-    ok, weights, vectors,
-    SPLIT: tl.constexpr, W: tl.constexpr, W2: tl.constexpr, BLOCKS: tl.constexpr,
-    BIAS: tl.constexpr, SCALE: tl.constexpr, SHIFT: tl.constexpr,
-    KEEP: tl.constexpr, BP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """One layer and its activation: ELU, or SiLU behind a norm; inputs come in up to two parts."""
-    total = zero_sums(ok)
-    for g in range(BLOCKS):
-        for n in range(0, W.N, W.BN):
-            acc = zero_tile(ok, W)
-            acc = product(acc, x + g * W.K, ok, weights + g * W.block, W, n, PRECISION, UPCAST)
-            if x2 is not None:
-                acc = product(acc, x2, ok, weights, W2, n, PRECISION, UPCAST)
-            column = n + tl.arange(0, W.BN)
-            mask = ok[:, None] & (column < W.N)[None, :]
-            column += g * W.N
-            if proj is not None:
-                acc += read(proj, column, mask)
-            acc += vector(vectors, BIAS, column, BLOCKS * W.N)
-            if SPLIT:
-                write(y, column, elu(acc), mask)
-            else:
-                acc = tl.where(mask, acc, 0.0)
-                write(raw, column, acc, mask)
-                total += tl.sum(acc, axis=1)
-    tl.debug_barrier()
-    if not SPLIT:
-        mean, scale = moments(raw, total, ok, W.N, 1e-5, BP)
-        if KEEP:
-            tl.store(rstd, scale, mask=ok)
-        for n in range(0, W.N, BP):
-            column = n + tl.arange(0, BP)
-            mask = ok[:, None] & (column < W.N)[None, :]
-            h = (read(raw, column, mask) - mean[:, None]) * scale[:, None]
-            if KEEP:
-                write(hat, column, h, mask)
-            a = h * vector(vectors, SCALE, column, W.N) + vector(vectors, SHIFT, column, W.N)
-            write(y, column, a * sigmoid(a), mask)
-        tl.debug_barrier()
 
 
 @triton.jit
@@ -172,7 +91,10 @@ def enter(
         for n in range(0, L.A, L.BP):
             column = n + tl.arange(0, L.BP)
             mask = ok[:, None] & (column < L.A)[None, :]
-            write(cell_in + L.S, column, read(action + row * L.A, column, mask), mask)
+            a = read(action + row * L.A, column, mask)
+            if L.cell == 3:
+                a /= tl.maximum(tl.abs(a), 1.0)
+            write(cell_in + L.S, column, a, mask)
 
 
 @triton.jit
@@ -331,12 +253,19 @@ def rssm_forward_kernel(
                 action_min_std, L, KEEP, PRECISION, UPCAST)  # fmt: skip
             tl.debug_barrier()
         x = cell_in
+        if L.blocks is not None:
+            shared = row_of(operands, L.blocks.y, rows, slot)
+            shared_layers(deter_in, cell_in, shared, row_of(operands, L.blocks.hat, rows, slot),
+                          row_of(reals, L.blocks.rstd, rows, slot), raw, ok, weights, vectors, L,
+                          KEEP, PRECISION, UPCAST)  # fmt: skip
         if L.pre is not None:
             x = row_of(operands, L.pre_y, rows, slot)
             hidden_layer(
-                cell_in, None, None, x, row_of(operands, L.pre_hat, rows, slot),
+                cell_in if L.blocks is None else deter_in, None if L.blocks is None else shared,
+                None, x, row_of(operands, L.pre_hat, rows, slot),
                 row_of(reals, L.pre_rstd, rows, slot), raw, ok, weights, vectors, False,
-                L.pre, L.pre, 1, L.vectors[0], L.vectors[1], L.vectors[2],
+                L.pre, None if L.blocks is None else L.blocks.shared,
+                1 if L.blocks is None else L.blocks.count, L.vectors[0], L.vectors[1], L.vectors[2],
                 KEEP, L.BP, PRECISION, UPCAST,
             )  # fmt: skip
         gates = row_of(operands, L.gates, rows, slot)
@@ -344,6 +273,9 @@ def rssm_forward_kernel(
         if L.cell == 0:
             torch_gru(x, deter_in, gates, deter0, deter, deter_out, row, b, ok, keep, t, B,
                       weights, vectors, L, KEEP, NARROW, PRECISION, UPCAST)  # fmt: skip
+        elif L.cell == 3:
+            block_gru(x, gates, deter0, deter, deter_out, row, b, ok, keep, t, B, weights, vectors,
+                      L, KEEP, NARROW, PRECISION, UPCAST)  # fmt: skip
         else:
             rstd = row_of(reals, L.gates_rstd, rows, slot)
             ln_gru(x, deter_in, gates, rstd, raw, deter0, deter, deter_out, row, b, ok, keep,

@@ -13,14 +13,18 @@ from torch import Tensor
 
 from fastrssm.kernels.rssm_layout import Array, Layout, Net
 from fastrssm.kernels.rssm_step import (
-    act_back_kernel,
     act_step_kernel,
-    cell_back_kernel,
     cell_step_kernel,
-    draw_back_kernel,
     draw_step_kernel,
-    hidden_back_kernel,
     hidden_step_kernel,
+    mix_step_kernel,
+)
+from fastrssm.kernels.rssm_step_backward import (
+    act_back_kernel,
+    cell_back_kernel,
+    draw_back_kernel,
+    hidden_back_kernel,
+    mix_back_kernel,
 )
 
 
@@ -44,9 +48,9 @@ def _kept(x: Tensor, is_first: Tensor | None) -> Tensor:
     return x if is_first is None else x.masked_fill(is_first[0].unsqueeze(1), 0.0)
 
 
-def _halves(x: Tensor) -> Tensor:
-    """[B, 2 n] as [2, B, n]."""
-    return x.unflatten(1, (2, -1)).transpose(0, 1)
+def _blocks(x: Tensor, count: int = 2) -> Tensor:
+    """[B, count n] as [count, B, n]."""
+    return x.unflatten(1, (count, -1)).transpose(0, 1)
 
 
 def _whole(n: int) -> dict[str, int]:
@@ -60,8 +64,10 @@ class _Walk:
 
     def __init__(self, L: Layout, T: int, B: int, like: Tensor) -> None:
         self.L, self.T, self.B, self.device = L, T, B, like.device
-        self.split_layer = 1 if L.pre is not None else 0
-        self.head = self.split_layer + (2 if L.cell == 0 else 1)
+        self.cell = 1 if L.pre is not None and L.blocks is None else 0
+        self.head = self.cell + (2 if L.cell == 0 else 1)
+        self.shared = self.head + len(L.head.d)
+        self.policy = self.shared + (0 if L.blocks is None else 4)
         self._buffers: dict[str, Tensor] = {}
 
     def buffer(self, name: str, *shape: int) -> Tensor:
@@ -103,7 +109,7 @@ def forward(
             out = w.shape[-2]
             raw = walk.buffer(f"{name}{i}", blocks, B, out)
             if blocks == 2:
-                _multiply(raw, _halves(x), w.mT)
+                _multiply(raw, _blocks(x), w.mT)
             else:
                 _multiply(raw[0], x, w.mT)
             if i + 1 == len(net.d):
@@ -118,8 +124,30 @@ def forward(
             x = at(net.y[i], t)
         raise AssertionError("a network has a last layer")
 
+    def mix(t: int) -> None:
+        """What the gates of block_gru read."""
+        assert L.blocks is not None
+        count, own, M = L.blocks.count, L.blocks.own, L.blocks.width
+        *shared, mixing = weights[walk.shared : walk.shared + 4]
+        raw = walk.buffer("shared", 3, B, M)
+        for to, array, w in zip(raw, (L.deter_in, drawn, acted), shared, strict=True):
+            _multiply(to, at(array, t), w.mT)
+        hidden_step_kernel[(B, 3)](
+            raw, None, vectors, operands, reals, t, N=M, BLOCKS=3, SPLIT=False,
+            BIAS=L.blocks.bias, SCALE=L.blocks.scale, SHIFT=-1, Y=L.blocks.y, HAT=L.blocks.hat,
+            RSTD=L.blocks.rstd, **sizes, **_whole(M),
+        )  # fmt: skip
+        from_state, from_shared = walk.buffer("own", count, B, own), walk.buffer("mixed", B, L.D)
+        of_state = _cell_weights(walk, weights)[1]
+        _multiply(from_state, _blocks(at(L.deter_in, t), count), of_state.mT)
+        _multiply(from_shared, at(L.blocks.y, t), mixing[:, :, own:].flatten(0, 1).mT)
+        mix_step_kernel[(B,)](
+            from_state, from_shared, vectors, operands, reals, t, L=L, **sizes, **tile
+        )
+
     # the state before the first step
-    for x, array in ((deter0, L.deter_in), (stoch0, L.cell_in._replace(width=L.S))):
+    drawn = L.cell_in._replace(width=L.S)
+    for x, array in ((deter0, L.deter_in), (stoch0, drawn)):
         at(array, 0).copy_(_kept(x, is_first))
     seen = L.deter_in._replace(width=L.D + L.S)
     acted = L.cell_in._replace(width=L.A, column=L.cell_in.column + L.S)
@@ -128,12 +156,13 @@ def forward(
         "K_TILE": triton.next_power_of_2(L.S // L.groups),
     }
     tile = {"BD": _whole(L.D)["BN"], "num_warps": _whole(L.D)["num_warps"]}
+    if given is not None and L.blocks is not None:
+        given = given / given.abs().clamp_min(1.0)
     if given is not None and keep:
         _rows(operands, acted, rows, 0, rows).copy_(given.flatten(0, 1))
     for t in range(T):
         if L.policy is not None:
-            first = walk.head + len(L.head.d)
-            raw = network("policy", L.policy, first, at(seen, t), policy_proj, t)
+            raw = network("policy", L.policy, walk.policy, at(seen, t), policy_proj, t)
             act_step_kernel[(B,)](
                 raw, vectors, action_noise, action, operands, reals, t, min_std=action_min_std,
                 L=L, **sizes, **_whole(L.A),
@@ -142,7 +171,10 @@ def forward(
             assert given is not None
             at(acted, t).copy_(given[t])
         x = at(L.cell_in, t)
-        if L.pre is not None:
+        if L.blocks is not None:
+            mix(t)
+            x = at(L.pre_y, t)
+        elif L.pre is not None:
             raw = _multiply(walk.buffer("pre", B, L.IN), x, weights[0].mT)
             hidden_step_kernel[(B, 1)](
                 raw, None, vectors, operands, reals, t, N=L.IN, BLOCKS=1, SPLIT=False,
@@ -151,9 +183,14 @@ def forward(
             )  # fmt: skip
             x = at(L.pre_y, t)
         of_input, of_state = _cell_weights(walk, weights)
-        from_input = _multiply(walk.buffer("input", B, 3 * L.D), x, of_input.mT)
-        from_state = walk.buffer("state", B, 3 * L.D)
-        _multiply(from_state, at(L.deter_in, t), of_state.mT)
+        if L.blocks is not None:
+            from_state = None
+            from_input = walk.buffer("input", L.blocks.count, B, 3 * L.blocks.own)
+            _multiply(from_input, _blocks(x, L.blocks.count), of_input.mT)
+        else:
+            from_input = _multiply(walk.buffer("input", B, 3 * L.D), x, of_input.mT)
+            from_state = walk.buffer("state", B, 3 * L.D)
+            _multiply(from_state, at(L.deter_in, t), of_state.mT)
         cell_step_kernel[(B,)](
             from_input, from_state, vectors, is_first, deter0, deter, operands, reals, t, L=L,
             **sizes, **tile,
@@ -167,10 +204,12 @@ def forward(
 
 
 def _cell_weights(walk: _Walk, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Of the cell's input and of its state."""
-    weight = weights[walk.split_layer]
+    """Of the cell's input and of its state; of block_gru the state's is in the mixing layer."""
+    weight = weights[walk.cell]
+    if walk.L.blocks is not None:
+        return weight, weights[walk.shared + 3][:, :, : walk.L.blocks.own]
     if walk.L.cell == 0:
-        return weight, weights[walk.split_layer + 1]
+        return weight, weights[walk.cell + 1]
     return weight[:, : walk.L.IN], weight[:, walk.L.IN :]
 
 
@@ -192,7 +231,7 @@ def backward(
 ) -> None:
     """Fill gradients: as rssm_scan.backward, with a weight for each layer."""
     deter_grad, stoch_grad, stats0_grad, stats1_grad, drawn_grad = grads
-    _, _, noise, action_noise, is_first, deter0, _, _ = inputs
+    _, given, noise, action_noise, is_first, deter0, _, _ = inputs
     deter, _, stats0, _, action = results
     T, B, D = deter.shape
     rows = T * B if learn else B
@@ -204,6 +243,9 @@ def backward(
     # all steps of it where gradients of given actions are wanted
     from_input = walk.buffer("x", T if action_grad is not None else 1, B, W)
     from_state, pasts = walk.buffer("h", B, D), walk.buffer("past", 2, B, D)
+    from_blocks = None
+    if L.blocks is not None:
+        from_blocks = walk.buffer("own", L.blocks.count, B, L.blocks.own)
     of_input, of_state = _cell_weights(walk, weights)
     if L.cell == 0:
         # gates lie in the order xn, r, z, hn
@@ -214,9 +256,33 @@ def backward(
         return _rows(gradients, array, rows, t * B if learn else 0, B)
 
     def hidden(raw: Tensor, blocks: int, n: int, t: int, **places: Any) -> None:
+        """Through an activation and a norm; raw: [blocks, B, n], or [B, blocks * n]."""
+        inside = raw.ndim == 2
         hidden_back_kernel[(B, blocks)](
-            raw, vectors, operands, reals, gradients, t, N=n, LD=n, **places, **sizes, **_whole(n)
-        )
+            raw, vectors, operands, reals, gradients, t, block=n if inside else B * n, N=n,
+            LD=blocks * n if inside else n, **places, **sizes, **_whole(n),
+        )  # fmt: skip
+
+    def unmix(t: int, x_grad: Tensor) -> None:
+        """From the gates of block_gru to what it reads; that of the state is found in two parts."""
+        assert L.blocks is not None
+        assert from_blocks is not None
+        count, own, M = L.blocks.count, L.blocks.own, L.blocks.width
+        *shared, mixing = weights[walk.shared : walk.shared + 4]
+        raw = walk.buffer("mixed", count, B, own)
+        _multiply(raw, _blocks(at(L.d_gates, t), count), of_input)
+        mix_back_kernel[(B,)](raw, vectors, operands, reals, gradients, t, L=L, **sizes, **tile)
+        d = at(L.d_pre, t)
+        _multiply(from_blocks, _blocks(d, count), of_state)
+        raw = _multiply(walk.buffer("shared", B, 3 * M), d, mixing[:, :, own:].flatten(0, 1))
+        hidden(
+            raw, 3, M, t, SPLIT=False, SCALE=L.blocks.scale, SHIFT=-1, Y=None, HAT=L.blocks.hat,
+            RSTD=L.blocks.rstd, D=L.blocks.d, AFFINE=L.blocks.affine,
+        )  # fmt: skip
+        of_deter, of_stoch, of_action = at(L.blocks.d, t).split(M, 1)
+        _multiply(from_state, of_deter, shared[0])
+        _multiply(x_grad[:, : L.S], of_stoch, shared[1])
+        _multiply(x_grad[:, L.S :], of_action, shared[2])
 
     def network(name: str, net: Net, first: int, t: int) -> None:
         for i in range(len(net.y), 0, -1):
@@ -224,7 +290,7 @@ def backward(
             blocks = 2 if net.split else 1
             raw = walk.buffer(f"{name}{i}", blocks, B, net.width)
             if net.split:
-                _multiply(raw, _halves(d), w)
+                _multiply(raw, _blocks(d), w)
             else:
                 _multiply(raw[0], d, w)
             hidden(
@@ -252,12 +318,14 @@ def backward(
         past = pasts[t % 2]
         cell_back_kernel[(B,)](
             deter_grad, is_first, deter0, deter, vectors, operands, reals, gradients, from_head,
-            from_state, feature, pasts[1 - t % 2], past, t, L=L, **sizes, **tile,
+            from_state, from_blocks, feature, pasts[1 - t % 2], past, t, L=L, **sizes, **tile,
         )  # fmt: skip
-        d = at(L.d_gates, t)
-        _multiply(from_state, d[:, D:] if L.cell == 0 else d, of_state)
-        x_grad = from_input[step]
-        if L.pre is None:
+        d, x_grad = at(L.d_gates, t), from_input[step]
+        if L.blocks is None:
+            _multiply(from_state, d[:, D:] if L.cell == 0 else d, of_state)
+        if L.blocks is not None:
+            unmix(t, x_grad)
+        elif L.pre is None:
             _multiply(x_grad, d[:, : 3 * D], of_input)
         else:
             raw = _multiply(walk.buffer("pre", B, L.IN), d[:, : 3 * D], of_input)
@@ -270,14 +338,18 @@ def backward(
             act_back_kernel[(B,)](
                 drawn_grad, x_grad, action, action_noise, reals, gradients, t, LD=W, L=L, **sizes
             )
-            first = walk.head + len(L.head.d)
-            network("policy", L.policy, first, t)
+            network("policy", L.policy, walk.policy, t)
             if through:
-                into("feature", L.policy, first, t)
+                into("feature", L.policy, walk.policy, t)
     parts = pasts[0] + from_state, from_input[0][:, : L.S]
+    if from_blocks is not None:
+        parts = parts[0] + from_blocks.transpose(0, 1).flatten(1), parts[1]
     for i, (to, x) in enumerate(zip(state_grads, parts, strict=True)):
         if feature is not None:
             x = x + (feature[:, D:] if i else feature[:, :D])
         to.copy_(_kept(x, is_first))
     if action_grad is not None:
         action_grad.copy_(from_input[:, :, L.S :])
+        if L.blocks is not None:
+            assert given is not None
+            action_grad.div_(given.abs().clamp_min(1.0))

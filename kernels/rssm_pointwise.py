@@ -166,3 +166,28 @@ def product(acc, x, ok, weights, M: tl.constexpr, n, PRECISION: tl.constexpr, UP
             a, v = a.to(tl.float32), v.to(tl.float32)
         acc = tl.dot(a, v, acc, input_precision=PRECISION)
     return acc
+
+
+@triton.jit
+def product3(
+    one, two, three, x, ok, weights,
+    M: tl.constexpr, n, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """As `product` for three blocks of weights."""
+    k = tl.arange(0, M.BK)
+    w = weights + M.at + k[:, None] * M.ld + n + tl.arange(0, M.BN)[None, :]
+    for k0 in range(0, M.K, M.BK):
+        mask = ok[:, None]
+        if M.K % M.BK != 0:
+            mask = mask & (k0 + k < M.K)[None, :]
+        a = tl.load(x[:, None] + (k0 + k)[None, :], mask=mask, other=0.0)
+        u = tl.load(w + k0 * M.ld)
+        v = tl.load(w + k0 * M.ld + M.block)
+        y = tl.load(w + k0 * M.ld + 2 * M.block)
+        if UPCAST:
+            a, u = a.to(tl.float32), u.to(tl.float32)
+            v, y = v.to(tl.float32), y.to(tl.float32)
+        one = tl.dot(a, u, one, input_precision=PRECISION)
+        two = tl.dot(a, v, two, input_precision=PRECISION)
+        three = tl.dot(a, y, three, input_precision=PRECISION)
+    return one, two, three

@@ -102,10 +102,14 @@ def pack(scan: Scan, layers: Sequence[Sequence[Tensor | None]]) -> Packed:
     # what no weight fills is zero and adds nothing
     matrices = weights[0].new_zeros(scan.packing.matrices, dtype=scan.dtype)
     for source in scan.packing.sources:
-        weight = weights[source.layer].flatten(0, -2)
-        part = weight[source.row :, source.column :][: source.rows, : source.columns]
-        part = part.mT if source.transposed else part
-        matrices.as_strided(part.shape, (source.ld, 1), source.at).copy_(part)
+        _, row, column, count, rows, columns, across, at, ld, block, transposed = source
+        weight = weights[source.layer].flatten(0, -2)[row:, column:]
+        if across:
+            parts = weight[:rows, : count * columns].unflatten(1, (count, columns)).movedim(1, 0)
+        else:
+            parts = weight[: count * rows, :columns].unflatten(0, (count, rows))
+        parts = parts.mT if transposed else parts
+        matrices.as_strided(parts.shape, (block, ld, 1), at).copy_(parts)
     return Packed(matrices, vectors)
 
 
@@ -196,8 +200,8 @@ def backward(
         unimix: as in the ops.
         learn: gradients of pre-activations are wanted for all steps.
     """
-    _, _, noise, action_noise, is_first, deter0, _, _ = inputs
-    deter, _, stats0, _, action = results
+    _, given, noise, action_noise, is_first, deter0, _, _ = inputs
+    deter, _, stats0, _, drawn = results
     T, B, D = deter.shape
     if scan.hoisted:
         rssm_hoisted.backward(
@@ -208,8 +212,9 @@ def backward(
     between = torch.empty(B, 2 * D + scan.layout.S + scan.layout.A, device=deter.device)
     scratch = torch.empty(B, scan.layout.scratch, device=deter.device)
     rssm_backward_kernel[(triton.cdiv(B, scan.tiles.rows),)](
-        *packed, *grads, noise, action_noise, is_first, deter0, deter, stats0, action,
-        operands, reals, gradients, *state_grads, action_grad, between, scratch,
+        *packed, *grads, noise, action_noise, is_first, deter0, deter, stats0,
+        drawn if given is None else given, operands, reals, gradients, *state_grads, action_grad,
+        between, scratch,
         T, B, unimix, LEARN=learn, **_options(scan),
     )  # fmt: skip
 

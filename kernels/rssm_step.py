@@ -6,26 +6,23 @@ A row fits into the registers of a program, so norms need neither memory nor bar
 import triton
 import triton.language as tl
 
-from fastrssm.kernels.rssm_backward import act_backward, categorical_backward, gaussian_backward
 from fastrssm.kernels.rssm_pointwise import (
     before,
     elu,
-    elu_slope,
     kept_rows,
     read,
     row_of,
     sigmoid,
-    silu_slope,
     vector,
     write,
 )
 from fastrssm.kernels.rssm_tiles import (
     act_tile,
+    block_gru_tile,
     drawn_class,
     gaussian_tile,
-    ln_gru_backward_tile,
+    in_blocks,
     ln_gru_tile,
-    torch_gru_backward_tile,
     torch_gru_tile,
 )
 
@@ -40,11 +37,32 @@ def place(t, T, B, KEEP: tl.constexpr):
 
 
 @triton.jit
-def norm_row(x, mask, N: tl.constexpr, EPS: tl.constexpr):
+def normed_row(
+    x, column, mask, y, hat, rstd, vectors, N: tl.constexpr,
+    SCALE: tl.constexpr, SHIFT: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """SiLU behind LayerNorm, or behind an RMS norm if there is no shift."""
+    EPS: tl.constexpr = 1e-4 if SHIFT < 0 else 1e-5
     x = tl.where(mask, x, 0.0)
-    x = tl.where(mask, x - (tl.sum(x, axis=1) / N)[:, None], 0.0)
+    if SHIFT >= 0:
+        x = tl.where(mask, x - (tl.sum(x, axis=1) / N)[:, None], 0.0)
     scale = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / N + EPS)
-    return x * scale[:, None], scale
+    h = x * scale[:, None]
+    if KEEP:
+        tl.store(rstd, scale)
+        write(hat, column, h, mask)
+    a = h * row_vector(vectors, SCALE, column, mask) + row_vector(vectors, SHIFT, column, mask)
+    write(y, column, a * sigmoid(a), mask)
+
+
+@triton.jit
+def row_vector(vectors, AT: tl.constexpr, column, mask):
+    """As `vector`, of a tile that is a row."""
+    if AT < 0:
+        x = tl.zeros_like(mask).to(tl.float32)
+    else:
+        x = tl.load(vectors + AT + column[None, :], mask=mask, other=0.0)
+    return x
 
 
 @triton.jit(do_not_specialize=["t", "T", "B"])
@@ -69,17 +87,39 @@ def hidden_step_kernel(
     if SPLIT:
         write(y, column, elu(x), mask)
     else:
-        h, scale = norm_row(x, mask, N, 1e-5)
-        if KEEP:
-            tl.store(row_of(reals, RSTD, rows, slot), scale)
-            write(row_of(operands, HAT, rows, slot), column, h, mask)
-        a = h * vector(vectors, SCALE, column, N) + vector(vectors, SHIFT, column, N)
-        write(y, column, a * sigmoid(a), mask)
+        hat, rstd = row_of(operands, HAT, rows, slot), row_of(reals, RSTD, rows, slot) + g
+        normed_row(x, column, mask, y, hat, rstd, vectors, N, SCALE, SHIFT, KEEP)
+
+
+@triton.jit(do_not_specialize=["t", "T", "B"])
+def mix_step_kernel(
+    from_state,    # [blocks, B, D / blocks] products
+    from_shared,   # [B, D] products
+    vectors, operands, reals,
+    t, T, B, L: tl.constexpr, KEEP: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    b, row, slot, rows = place(t, T, B, KEEP)
+    BIAS: tl.constexpr = L.vectors[0]
+    OWN: tl.constexpr = L.blocks.own
+    column = tl.arange(0, BD)
+    mask = (column < L.D)[None, :]
+    x = read(from_shared + b * L.D, column, mask)
+    x += read(from_state + b * OWN, by_block(column, B, OWN), mask)
+    x += vector(vectors, BIAS, column, L.D)
+    y, hat = row_of(operands, L.pre_y, rows, slot), row_of(operands, L.pre_hat, rows, slot)
+    rstd = row_of(reals, L.pre_rstd, rows, slot)
+    normed_row(x, column, mask, y, hat, rstd, vectors, L.D, L.vectors[1], L.vectors[2], KEEP)
+
+
+@triton.jit
+def by_block(column, B, WIDTH: tl.constexpr):
+    """Where the columns of the first row lie in [blocks, B, WIDTH]."""
+    return (column // WIDTH).to(tl.int64) * B * WIDTH + column % WIDTH
 
 
 @triton.jit(do_not_specialize=["t", "T", "B"])
 def cell_step_kernel(
-    from_input, from_state,   # [B, 3 D] products
+    from_input, from_state,   # [B, 3 D] products; block_gru: [blocks, B, 3 D / blocks] and None
     vectors, is_first, deter0, deter, operands, reals,
     t, T, B, L: tl.constexpr, KEEP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
@@ -90,12 +130,19 @@ def cell_step_kernel(
     mask = (column < L.D)[None, :]
     keep = kept_rows(is_first, row, ok, t, T)
     h = before(deter0, deter, row, b, t, B, L.D, column, keep[:, None] & mask)
-    x, s = from_input + b * (3 * L.D), from_state + b * (3 * L.D)
     gates = row_of(operands, L.gates, rows, slot)
-    one = read(x, column, mask) + read(s, column, mask)
-    two = read(x + L.D, column, mask) + read(s + L.D, column, mask)
-    three, four = read(x + 2 * L.D, column, mask), read(s + 2 * L.D, column, mask)
-    if L.cell == 0:
+    if L.blocks is None:
+        x, s = from_input + b * (3 * L.D), from_state + b * (3 * L.D)
+        one = read(x, column, mask) + read(s, column, mask)
+        two = read(x + L.D, column, mask) + read(s + L.D, column, mask)
+        three, four = read(x + 2 * L.D, column, mask), read(s + 2 * L.D, column, mask)
+    if L.blocks is not None:
+        OWN: tl.constexpr = L.blocks.own
+        x = from_input + b * (3 * OWN)
+        at = by_block(in_blocks(column, OWN), B, 3 * OWN)
+        one, two, three = read(x, at, mask), read(x + OWN, at, mask), read(x + 2 * OWN, at, mask)
+        new = block_gru_tile(one, two, three, h, gates, vectors, column, mask, L, KEEP)
+    elif L.cell == 0:
         new = torch_gru_tile(one, two, three, four, h, gates, vectors, column, mask, L, KEEP)
     else:
         BIAS: tl.constexpr = L.vectors[3]
@@ -193,114 +240,3 @@ def draw_step_kernel(
         s = gaussian_tile(noise, stoch, stats0, stats1, kept, row, mean, std, column, mask,
                           min_std, L, KEEP)  # fmt: skip
         enter_next(s, L.cell_in, is_first, operands, column, mask, b, row, t, T, B, rows, KEEP)
-
-
-@triton.jit(do_not_specialize=["t", "T", "B"])
-def draw_back_kernel(
-    stoch_grad, stats0_grad, stats1_grad, noise, is_first, stats0,
-    carry,     # [B, ld]: gradient of the stoch part of the next step's input
-    feature,   # [B, D + S]: the same from the policy, or None
-    reals, gradients, t, T, B, unimix, LD: tl.constexpr, L: tl.constexpr, LEARN: tl.constexpr,
-    BG: tl.constexpr, K_TILE: tl.constexpr,
-):  # fmt: skip
-    b, row, slot, d_rows = place(t, T, B, LEARN)
-    ok = b < B
-    later = kept_rows(is_first, row + B, ok & (t + 1 < T), t + 1, T)
-    d = row_of(gradients, L.head.d[len(L.head.later)], d_rows, slot)
-    one = carry + b * LD
-    two = None if feature is None else feature + b * (L.D + L.S) + L.D
-    if L.categorical:
-        categorical_backward(stoch_grad, stats0_grad, stats0, one, two, d, row, ok, later, unimix,
-                             L, BG, K_TILE)  # fmt: skip
-    else:
-        kept = row_of(reals, L.raw, tl.cast(T, tl.int64) * B, row)
-        gaussian_backward(stoch_grad, stats0_grad, stats1_grad, noise, kept, one, two, d, row, ok,
-                          later, L)  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["t", "T", "B"])
-def hidden_back_kernel(
-    raw,       # [blocks, B, N] products, rows at a distance of LD
-    vectors, operands, reals, gradients,
-    t, T, B, N: tl.constexpr, LD: tl.constexpr, SPLIT: tl.constexpr,
-    SCALE: tl.constexpr, SHIFT: tl.constexpr, Y: tl.constexpr, HAT: tl.constexpr,
-    RSTD: tl.constexpr, D: tl.constexpr, AFFINE: tl.constexpr, LEARN: tl.constexpr,
-    BN: tl.constexpr,
-):  # fmt: skip
-    b, row, slot, d_rows = place(t, T, B, LEARN)
-    rows = tl.cast(T, tl.int64) * B
-    column = tl.arange(0, BN)
-    mask = (column < N)[None, :]
-    dy = read(raw + (tl.program_id(1).to(tl.int64) * B + b) * LD, column, mask)
-    column += tl.program_id(1) * N
-    d = row_of(gradients, D, d_rows, slot)
-    if SPLIT:
-        y = read(row_of(operands, Y, rows, row), column, mask)
-        write(d, column, dy * elu_slope(y), mask)
-    else:
-        h = read(row_of(operands, HAT, rows, row), column, mask)
-        scale = vector(vectors, SCALE, column, N)
-        da = dy * silu_slope(h * scale + vector(vectors, SHIFT, column, N))
-        if LEARN:
-            write(row_of(gradients, AFFINE, d_rows, slot), column, da, mask)
-        da = tl.where(mask, da * scale, 0.0)
-        mean, dot = tl.sum(da, axis=1) / N, tl.sum(da * h, axis=1) / N
-        rstd = tl.load(row_of(reals, RSTD, rows, row))
-        write(d, column, (da - mean[:, None] - h * dot[:, None]) * rstd[:, None], mask)
-
-
-@triton.jit(do_not_specialize=["t", "T", "B"])
-def cell_back_kernel(
-    deter_grad, is_first, deter0, deter, vectors, operands, reals, gradients,
-    from_head,      # [B, D] products
-    from_state,     # [B, D] products of the next step
-    feature,        # [B, D + S] products of the next step's policy, or None
-    past_in, past,  # [B, D] what passed the next step's cell by, and this one's
-    t, T, B, L: tl.constexpr, LEARN: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    b, row, slot, d_rows = place(t, T, B, LEARN)
-    rows = tl.cast(T, tl.int64) * B
-    ok = b < B
-    column = tl.arange(0, BD)
-    mask = (column < L.D)[None, :]
-    later = kept_rows(is_first, row + B, ok & (t + 1 < T), t + 1, T)
-    wanted = mask & later[:, None]
-    g = read(from_head + b * L.D, column, mask)
-    g += read(past_in + b * L.D, column, wanted) + read(from_state + b * L.D, column, wanted)
-    if feature is not None:
-        g += read(feature + b * (L.D + L.S), column, wanted)
-    if deter_grad is not None:
-        g += read(deter_grad + row * L.D, column, mask)
-    keep = kept_rows(is_first, row, ok, t, T)
-    h = before(deter0, deter, row, b, t, B, L.D, column, mask & keep[:, None])
-    gates = row_of(operands, L.gates, rows, row)
-    d = row_of(gradients, L.d_gates, d_rows, slot)
-    if L.cell == 0:
-        by = torch_gru_backward_tile(g, h, gates, d, column, mask, L)
-    else:
-        affine = row_of(gradients, L.d_gates_affine, d_rows, slot)
-        dr, dc, du, total, dot, by = ln_gru_backward_tile(
-            g, h, gates, affine, vectors, column, mask, L, LEARN
-        )
-        mean, dot = (total / (3 * L.D))[:, None], (dot / (3 * L.D))[:, None]
-        rstd = tl.load(row_of(reals, L.gates_rstd, rows, row))[:, None]
-        RESET: tl.constexpr = L.D if L.cell == 1 else 0
-        CANDIDATE: tl.constexpr = 2 * L.D if L.cell == 1 else L.D
-        UPDATE: tl.constexpr = 0 if L.cell == 1 else 2 * L.D
-        h_r, h_c = read(gates + RESET, column, mask), read(gates + CANDIDATE, column, mask)
-        h_u = read(gates + UPDATE, column, mask)
-        write(d + RESET, column, (dr - mean - h_r * dot) * rstd, mask)
-        write(d + CANDIDATE, column, (dc - mean - h_c * dot) * rstd, mask)
-        write(d + UPDATE, column, (du - mean - h_u * dot) * rstd, mask)
-    write(past + b * L.D, column, by, mask)
-
-
-@triton.jit(do_not_specialize=["t", "T", "B"])
-def act_back_kernel(
-    action_grad, from_input, action, noise, reals, gradients,
-    t, T, B, LD: tl.constexpr, L: tl.constexpr, LEARN: tl.constexpr,
-):  # fmt: skip
-    b, row, slot, d_rows = place(t, T, B, LEARN)
-    d = row_of(gradients, L.policy.d[len(L.policy.later)], d_rows, slot)
-    kept = row_of(reals, L.action_raw, tl.cast(T, tl.int64) * B, row)
-    act_backward(action_grad, from_input + b * LD + L.S, action, noise, kept, d, row, b < B, L)

@@ -152,3 +152,44 @@ def ln_gru_backward_tile(
     total = tl.sum(dr + dc + du, axis=1)
     dot = tl.sum(dr * hat_r + dc * hat_c + du * hat_u, axis=1)
     return dr, dc, du, total, dot, by
+
+
+@triton.jit
+def in_blocks(column, OWN: tl.constexpr):
+    """Where the reset gate of a unit lies; the other two follow at distances of OWN."""
+    return column + 2 * OWN * (column // OWN)
+
+
+@triton.jit
+def block_gru_tile(
+    reset, candidate, update, h, gates, vectors, column, mask, L: tl.constexpr, KEEP: tl.constexpr
+):
+    """The new state from the old one and from products without biases."""
+    BIAS: tl.constexpr = L.vectors[3]
+    OWN: tl.constexpr = L.blocks.own
+    N: tl.constexpr = 3 * L.D
+    at = in_blocks(column, OWN)
+    # columns beyond the state reach no further than the gates do, and are not stored
+    reset += vector(vectors, BIAS, at, N)
+    candidate += vector(vectors, BIAS, at + OWN, N)
+    update += vector(vectors, BIAS, at + 2 * OWN, N)
+    if KEEP:
+        write(gates, at, reset, mask)
+        write(gates, at + OWN, candidate, mask)
+        write(gates, at + 2 * OWN, update, mask)
+    _, z, new = ln_gates(reset, candidate, update, True)
+    return new + z * (h - new)
+
+
+@triton.jit
+def block_gru_backward_tile(g, h, gates, d, column, mask, L: tl.constexpr):
+    """Write the gates' gradients and return what passes the cell by."""
+    OWN: tl.constexpr = L.blocks.own
+    at = in_blocks(column, OWN)
+    reset, c = read(gates, at, mask), read(gates, at + OWN, mask)
+    r, z, new = ln_gates(reset, c, read(gates, at + 2 * OWN, mask), True)
+    dr, dc, du, by = ln_gates_backward(g, r, z, new, c, h, True)
+    write(d, at, dr, mask)
+    write(d, at + OWN, dc, mask)
+    write(d, at + 2 * OWN, du, mask)
+    return by

@@ -27,7 +27,8 @@ PARTS = {
     "csrc/cpu": {"acting", "buffer", "gemm", "rssm_forward", "rssm_backward", "rssm_plan"},
     "csrc/cuda": {"probe", "rssm_scan", "rssm_forward", "rssm_backward"},
     "kernels": {"__init__", "rssm_scan", "rssm_layout", "rssm_pointwise", "rssm_tiles"}
-    | {"rssm_forward", "rssm_backward", "rssm_step", "rssm_hoisted"},
+    | {"rssm_forward", "rssm_backward", "rssm_layers", "rssm_blocks"}
+    | {"rssm_step", "rssm_step_backward", "rssm_hoisted"},
 }
 
 

@@ -21,6 +21,7 @@ from tests.op_cases import ScanCase
 
 BASE = ScanCase("", T=3, B=5, D=24, S=10, A=3, width=17)
 JOINT = replace(BASE, heads="joint", hidden=1, policy_hidden=1)
+BLOCKS = replace(JOINT, T=2, B=3, D=36, cell="block_gru", blocks=4, branch=13)
 CASES = {
     "rssm": BASE,
     "rssmo": replace(JOINT, pre=20, projected=True),
@@ -28,6 +29,8 @@ CASES = {
     "discrete": replace(JOINT, cell="ln_gru_a", groups=2, pre=20),
     "dreamer": replace(JOINT, cell="ln_gru_d", S=9, groups=3, unimix=0.1, hidden=2),
     "powers of two": replace(BASE, T=2, B=21, D=32, S=16, A=16, width=16, hidden=3, resets=False),
+    "dreamer_v3": replace(BLOCKS, S=9, groups=3, unimix=0.01),
+    "blocks": replace(BLOCKS, heads="split", D=34, blocks=2, branch=20, detach=True),
     "one step": replace(BASE, T=1, B=1, projected=True),
 }
 CASES = {name: replace(case, name=name) for name, case in CASES.items()}
@@ -35,8 +38,10 @@ CASES = {name: replace(case, name=name) for name, case in CASES.items()}
 # contain the others
 QUICK = {(name, NAMES[2 + i % 2]) for i, name in enumerate(CASES)}
 QUICK |= {("rssm", NAMES[0]), ("dreamer", NAMES[0]), ("rssmo_v2", NAMES[1]), ("discrete", NAMES[1])}
+QUICK |= {("dreamer_v3", NAMES[1])}
 HOISTED = {("rssm", NAMES[2]), ("rssmo", NAMES[0]), ("dreamer", NAMES[3]), ("discrete", NAMES[1])}
-HALF = {("rssm", NAMES[2]), ("dreamer", NAMES[0])}
+HOISTED |= {("dreamer_v3", NAMES[1]), ("blocks", NAMES[2])}
+HALF = {("rssm", NAMES[2]), ("dreamer", NAMES[0]), ("dreamer_v3", NAMES[0])}
 
 
 def pairs(quick, names=tuple(CASES)):
@@ -91,7 +96,7 @@ def test_float32_agrees_with_the_reference(name, op):
 @pairs(HOISTED)
 def test_hoisted_scans_agree_with_the_reference(name, op, monkeypatch):
     monkeypatch.setattr(kernel, "STREAMED", 0)
-    compare(replace(CASES[name], B=min(CASES[name].B, 2), T=min(CASES[name].T, 2)), op)
+    compare(replace(CASES[name], B=min(CASES[name].B, 3), T=min(CASES[name].T, 2)), op)
 
 
 def compare(case, op):
@@ -102,7 +107,7 @@ def compare(case, op):
     assert errors(got[0], exact[0])[0] < 1e-5
 
 
-@pairs(HALF, ("rssm", "rssmo_v2", "dreamer"))
+@pairs(HALF, ("rssm", "rssmo_v2", "dreamer", "dreamer_v3"))
 def test_float16_is_as_good_as_autocast(name, op):
     """Both round at other places: a gradient of six numbers tells nothing, all of them do."""
     case = CASES[name]

@@ -29,6 +29,9 @@ CASES = {
     "rssmo_v2": replace(JOINT, cell="ln_gru_a"),
     "discrete": replace(DISCRETE, cell="ln_gru_a"),
     "dreamer": replace(DISCRETE, cell="ln_gru_d", unimix=0.01),
+    "dreamer_v3": replace(
+        DISCRETE, cell="block_gru", S=128, pre=0, width=64, unimix=0.01, blocks=8, branch=64
+    ),
 }
 STREAMED = ("rssm_forward_kernel", "rssm_backward_kernel")
 # bytes of shared memory that a program may have

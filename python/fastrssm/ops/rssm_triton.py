@@ -11,7 +11,7 @@ from torch import Tensor
 from fastrssm.ops.rssm_plan import PARTS, SIZES, TensorTable
 
 if TYPE_CHECKING:
-    from fastrssm.kernels.rssm_layout import Array, Net
+    from fastrssm.kernels.rssm_layout import Array, Layout, Net
     from fastrssm.kernels.rssm_scan import Packed, Scan
 
 _PACKING = threading.Lock()
@@ -174,6 +174,16 @@ class _Sums:
             # not float32 here: only the interpreter
             torch.mm(d.mT.float(), x.float(), out=to)
 
+    def blocks(self, to: Tensor | None, d: Tensor, x: Tensor) -> None:
+        """Fill [blocks, out, in] with the same sums of the blocks of d and x."""
+        if to is None:
+            return
+        d, x = (y.unflatten(1, (len(to), -1)).transpose(0, 1) for y in (d, x))
+        if d.is_cuda and d.dtype != torch.float32:
+            to.copy_(torch.bmm(d.mT, x, out_dtype=torch.float32))
+        else:
+            to.copy_(torch.bmm(d.mT.float(), x.float()))
+
     def vectors(self, layer: list[Tensor | None], d: Tensor, affine: Any, hat: Any) -> None:
         """Fill the gradients of a bias and, from the arrays `affine` and `hat`, of a norm."""
         _, bias, scale, shift = layer
@@ -183,7 +193,7 @@ class _Sums:
             return
         a = self.rows(self.gradients, affine).float()
         if scale is not None:
-            scale.copy_((a * self.rows(self.operands, hat)).sum(0))
+            scale.view(-1).copy_((a * self.rows(self.operands, hat)).sum(0))
         if shift is not None:
             shift.copy_(a.sum(0))
 
@@ -202,7 +212,9 @@ def _weight_gradients(
         x, place = sums.rows(sums.operands, L.pre_y), 1
     d = sums.rows(sums.gradients, L.d_gates)
     cell = layers[place]
-    if L.cell == 0:
+    if L.blocks is not None:
+        _block_gradients(sums, L, cell, layers[1 + len(L.head.d) :])
+    elif L.cell == 0:
         # gates lie in the order xn, r, z, hn
         for part, rows in ((d[:, D : 3 * D], slice(2 * D)), (d[:, :D], slice(2 * D, None))):
             weight, bias, _, _ = (None if y is None else y[rows] for y in cell)
@@ -223,11 +235,37 @@ def _weight_gradients(
     _network_gradients(sums, L.head, layers[place:])
     if L.policy is None:
         return
-    place += len(L.head.d)
+    place += len(L.head.d) + (0 if L.blocks is None else 4)
     whole = L.deter_in._replace(width=D + L.S)
     d = sums.rows(sums.gradients, L.policy.d[0])
     sums.outer(layers[place][0], d, sums.rows(sums.operands, whole))
     _network_gradients(sums, L.policy, layers[place:])
+
+
+def _block_gradients(sums: _Sums, L: "Layout", gates: list[Tensor | None], layers: Layers) -> None:
+    """All gradients of block_gru: of its gates, of three layers, and of the one that mixes them."""
+    blocks = L.blocks
+    assert blocks is not None
+    shared, mixing = layers[:3], layers[3]
+    d = sums.rows(sums.gradients, L.d_gates)
+    sums.blocks(gates[0], d, sums.rows(sums.operands, L.pre_y))
+    sums.vectors(gates, d, None, None)
+    d = sums.rows(sums.gradients, L.d_pre)
+    sums.vectors(mixing, d, L.d_pre_affine, L.pre_hat)
+    weight, own, M = mixing[0], blocks.own, blocks.width
+    if weight is not None:
+        sums.blocks(weight[:, :, :own], d, sums.rows(sums.operands, L.deter_in))
+        of_shared = weight.new_empty(L.D, 3 * M)
+        sums.outer(of_shared, d, sums.rows(sums.operands, blocks.y))
+        weight[:, :, own:].copy_(of_shared.view(blocks.count, own, 3 * M))
+    action = L.cell_in._replace(width=L.A, column=L.cell_in.column + L.S)
+    for i, x in enumerate((L.deter_in, L.cell_in._replace(width=L.S), action)):
+        d, affine, hat = (
+            array._replace(width=M, column=i * M) for array in (blocks.d, blocks.affine, blocks.hat)
+        )
+        d = sums.rows(sums.gradients, d)
+        sums.outer(shared[i][0], d, sums.rows(sums.operands, x))
+        sums.vectors(shared[i], d, affine, hat)
 
 
 def _network_gradients(sums: _Sums, net: "Net", layers: Layers) -> None:
