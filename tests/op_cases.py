@@ -313,11 +313,6 @@ SCANS = (
     ScanCase("powers of two", T=3, B=16, D=64, S=32, A=8, width=32, detach=True),
     ScanCase("many rows to a block", T=2, B=131, cell="ln_gru_a", hidden=1),
     ScanCase("smallest", T=2, B=5, D=1, S=1, A=1, width=2, hidden=1, policy_hidden=1),
-)
-
-
-# only the reference has this cell
-BLOCK_SCANS = (
     ScanCase(
         "dreamer v3",
         cell="block_gru",

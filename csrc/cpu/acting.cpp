@@ -13,7 +13,7 @@ PackedNet::PackedNet(const Gemm<float>& gemm, Size in, std::vector<AffineLayer> 
     : gemm_(gemm), layers_(std::move(layers)), widest_(in) {
   Size bytes = 0;
   for (const AffineLayer& layer : layers_) {
-    products_.push_back({0, 0, layer.out, in});
+    products_.push_back({0, 0, 0, in, layer.out, in});
     bytes += PackedWeights<float>::aligned(weight_bytes(gemm, layer.out, in));
     widest_ = std::max(widest_, layer.out);
     in = layer.out;
@@ -38,7 +38,7 @@ void PackedNet::run(const float* x, Size B, float* y, int threads) const {
     for_blocks(B, omp_get_thread_num(), omp_get_num_threads(), [&](Size b, Size M) {
       const float* from = x + b * in;
       for (std::size_t l = 0; l < layers_.size(); ++l) {
-        const auto [layer, row, N, K] = products_[l];
+        const Size N = products_[l].N, K = products_[l].K;
         const bool last = l + 1 == layers_.size();
         float* to = last ? y + b * N : c;
         pack_rows<float>(gemm_, {from, K, K}, {nullptr, 0, 0}, M, rows);

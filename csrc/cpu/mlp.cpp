@@ -17,6 +17,7 @@ MlpLayout::MlpLayout(const std::vector<Size>& values)
       width(values.at(2)),
       layers(values.at(3)),
       normed(values.at(4) != 0),
+      norm(values.at(4) == 1 ? kLayerNorm : kRmsNorm),
       activate_last(values.at(5) != 0),
       out(values.begin() + 6, values.end()) {}
 
@@ -28,7 +29,6 @@ constexpr Size kBlock = 64;
 // rows whose gradients of pre-activations are kept until the products with them are done
 constexpr Size kChunk = 1024;
 static_assert(kChunk % kBlock == 0);
-constexpr double kEps = 1e-5;
 
 Size aligned(Size numbers) { return (numbers + 15) / 16 * 16; }
 
@@ -173,8 +173,8 @@ void mlp_forward(const Gemm<T>& gemm, const MlpLayout& layout, const T* x,
           packed.multiply(i, rows, M, c, out);
           if (layout.normed) {
             T* hat = arrays[i].hat + first * out;
-            add_normalise(c, out, w.bias, 0, T(kEps), hat, arrays[i].rstd + first, M, out);
-            affine_silu(hat, w.scale, w.shift, y, M, out);
+            add_normalise(c, out, w.bias, 0, layout.norm, hat, arrays[i].rstd + first, M, out);
+            affine_silu(hat, w.scale, w.shift, y, out, M, out);
           } else {
             add_elu(c, out, w.bias, 0, y, M, out);
           }
@@ -242,7 +242,7 @@ class BackwardBlock {
     const MlpLayer<const T>& w = weights_[static_cast<std::size_t>(i)];
     const T* hat = array.hat + first * out;
     silu_backward(dy, out, hat, w.scale, w.shift, affine, M, out);
-    normalise_backward(affine, hat, w.scale, array.rstd + first, d, M, out);
+    normalise_backward(affine, hat, w.scale, array.rstd + first, layout_.norm, d, M, out);
   }
 
   const Gemm<T>& gemm_;

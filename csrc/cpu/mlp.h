@@ -1,11 +1,12 @@
 // Networks of one shape that read one input, forward and backward: hidden layers (affine; then ELU,
-// or LayerNorm and SiLU), then an affine head each. Formulas: fastrssm/reference/mlp.py.
+// or a norm and SiLU), then an affine head each. Formulas: fastrssm/reference/mlp.py.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "cpu/gemm.h"
+#include "cpu/norm.h"
 
 namespace fastrssm::cpu {
 
@@ -15,8 +16,9 @@ using Size = std::int64_t;
 struct MlpLayout {
   Size rows, in, width;  // of the input, of hidden layers
   Size layers;           // of a net, with the head
-  bool normed;           // hidden layers: LayerNorm and SiLU, not ELU
-  bool activate_last;    // the last layer is a hidden one
+  bool normed;           // hidden layers: a norm and SiLU, not ELU
+  Norm norm;
+  bool activate_last;  // the last layer is a hidden one
   std::vector<Size> out;
 
   explicit MlpLayout(const std::vector<Size>& values);
@@ -26,7 +28,8 @@ struct MlpLayout {
   Size out_of(Size l, Size net) const { return l + 1 < layers ? width : out[net]; }
 };
 
-// One affine layer, normalised if it has a scale; layer l of net g is number g * layers + l.
+// One affine layer, normalised if it has a scale, with a shift but for RMS norm; layer l of net g
+// is number g * layers + l.
 template <typename T>
 struct MlpLayer {
   T *weight, *bias, *scale, *shift;

@@ -106,7 +106,8 @@ class BackwardScan {
         const T* x = (*hat)[l - 1].at(t_, b_);
         T* da = chunk(affine[l - 1]);
         silu_backward(c_, hidden, x, w.scale, w.shift, da, M_, hidden);
-        normalise_backward(da, x, w.scale, (*rstd)[l - 1].at(t_, b_), chunk(d[l - 1]), M_, hidden);
+        normalise_backward(da, x, w.scale, (*rstd)[l - 1].at(t_, b_), layout_.norm(),
+                           chunk(d[l - 1]), M_, hidden);
       }
     }
     if (!dx) return;
@@ -134,6 +135,7 @@ class BackwardScan {
   // From the new state to the old one and, in c_, to [stoch | action]; returns the distance
   // between rows of c_.
   Size retreat() {
+    if (layout_.in_blocks()) return retreat_in_blocks();
     const Size D = layout_.D, in = layout_.cell_in(), x = layout_.action_in();
     const T *gates = kept_.gates.at(t_, b_), *h = kept_.deter_in.at(t_, b_);
     T* d = chunk(d_->gates);
@@ -148,9 +150,9 @@ class BackwardScan {
       ld = in + D;
       const LayerOf<const T>& w = layer(places_.cell_input);
       T* da = chunk(d_->cell_affine);
-      ln_gru_backward(deter_, gates, h, da, deter_, M_, D, ln_gru_order(layout_.cell));
-      normalise_backward(da, kept_.cell_hat.at(t_, b_), w.scale, kept_.cell_rstd.at(t_, b_), d, M_,
-                         3 * D);
+      ln_gru_backward(deter_, gates, h, da, deter_, M_, D, 1, ln_gru_order(layout_.cell));
+      normalise_backward(da, kept_.cell_hat.at(t_, b_), w.scale, kept_.cell_rstd.at(t_, b_),
+                         kLayerNorm, d, M_, 3 * D);
       pack(d, 3 * D, 3 * D);
       product(plan_.cell_back, c_, ld);
       add_to(deter_, D, c_ + in, ld, M_, D);
@@ -160,9 +162,49 @@ class BackwardScan {
     const T* hat = kept_.pre_hat.at(t_, b_);
     T *da = chunk(d_->pre_affine), *d_pre = chunk(d_->pre);
     silu_backward(c_, ld, hat, w.scale, w.shift, da, M_, in);
-    normalise_backward(da, hat, w.scale, kept_.pre_rstd.at(t_, b_), d_pre, M_, in);
+    normalise_backward(da, hat, w.scale, kept_.pre_rstd.at(t_, b_), kLayerNorm, d_pre, M_, in);
     pack(d_pre, in, in);
     product(plan_.pre_back, c_, x);
+    return x;
+  }
+
+  // d <- gradients of a layer's pre-activations from those of its results
+  void deactivate(Size l, const T* dy, Size ldy, const Kept<T>& hat, const Kept<T>& rstd, T* da,
+                  T* d) {
+    const LayerOf<const T>& w = layer(l);
+    const T* x = hat.at(t_, b_);
+    silu_backward(dy, ldy, x, w.scale, w.shift, da, M_, hat.width);
+    normalise_backward(da, x, w.scale, rstd.at(t_, b_), layout_.norm(), d, M_, hat.width);
+  }
+
+  // block_gru
+  Size retreat_in_blocks() {
+    const Size D = layout_.D, S = layout_.S, x = layout_.action_in(), own = layout_.own();
+    const Size count = ScanLayout::kBranches, width = layout_.branch;
+    T *d = chunk(d_->gates), *d_mix = chunk(d_->mix);
+    ln_gru_backward(deter_, kept_.gates.at(t_, b_), kept_.deter_in.at(t_, b_), d, deter_, M_, D,
+                    layout_.blocks, ln_gru_order(layout_.cell));
+    for (Size g = 0; g < layout_.blocks; ++g) {
+      pack(d + 3 * g * own, 3 * D, 3 * own);
+      product(plan_.cell_back + g, c_ + g * own, D);
+    }
+    deactivate(places_.branches + count, c_, D, kept_.mix_hat, kept_.mix_rstd,
+               chunk(d_->mix_affine), d_mix);
+    for (Size g = 0; g < layout_.blocks; ++g) {
+      pack(d_mix + g * own, D, own);
+      product(plan_.mix_own + g, deter_ + g * own, D, true);
+    }
+    pack(d_mix, D, D);
+    product(plan_.mix_shared, c_, count * width);
+    for (Size i = 0; i < count; ++i) {
+      deactivate(places_.branches + i, c_ + i * width, count * width, kept_.branch_hat[i],
+                 kept_.branch_rstd[i], chunk(d_->branch_affine[i]), chunk(d_->branch[i]));
+    }
+    for (Size i = 0; i < count; ++i) {
+      pack(chunk(d_->branch[i]), width, width);
+      product(plan_.branches + i, i ? c_ + (i - 1) * S : deter_, i ? x : D, i == 0);
+    }
+    if (in_.action) bound_actions_backward(in_.action + at(layout_.A), c_ + S, x, M_, layout_.A);
     return x;
   }
 

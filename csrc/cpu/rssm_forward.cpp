@@ -70,10 +70,11 @@ class ForwardScan {
         std::memcpy(to_deter + m * D, deter + m * D, D * sizeof(T));
         std::memcpy(to + m * x, stoch + m * S, S * sizeof(T));
       }
-      if (in_.action) {
+      if (in_.action && !layout_.in_blocks()) {
         std::memcpy(to + m * x + S, in_.action + at(A) + m * A, A * sizeof(T));
       }
     }
+    if (in_.action && layout_.in_blocks()) bound_actions(in_.action + at(A), to + S, x, M_, A);
   }
 
   // where this block's rows begin in an array [T, B, width]
@@ -108,8 +109,8 @@ class ForwardScan {
         add_elu(c_, row, add, ld_add, y[l].at(t_, b_), M_, hidden);
       } else {
         T *x = (*hat)[l].at(t_, b_), *r = (*rstd)[l].at(t_, b_);
-        add_normalise(c_, row, add, ld_add, T(1e-5), x, r, M_, hidden);
-        affine_silu(x, w.scale, w.shift, y[l].at(t_, b_), M_, hidden);
+        add_normalise(c_, row, add, ld_add, layout_.norm(), x, r, M_, hidden);
+        affine_silu(x, w.scale, w.shift, y[l].at(t_, b_), hidden, M_, hidden);
       }
     }
   }
@@ -128,6 +129,7 @@ class ForwardScan {
   }
 
   void advance() {
+    if (layout_.in_blocks()) return advance_in_blocks();
     const Size D = layout_.D, x = layout_.action_in(), in = layout_.cell_in();
     const T* cell_in = kept_.action_in.at(t_, b_);
     if (layout_.pre_width) {
@@ -135,8 +137,8 @@ class ForwardScan {
       T *hat = kept_.pre_hat.at(t_, b_), *y = kept_.pre.at(t_, b_);
       pack(cell_in, x, x);
       product(plan_.pre, c_, in);
-      add_normalise(c_, in, w.bias, 0, T(1e-5), hat, kept_.pre_rstd.at(t_, b_), M_, in);
-      affine_silu(hat, w.scale, w.shift, y, M_, in);
+      add_normalise(c_, in, w.bias, 0, layout_.norm(), hat, kept_.pre_rstd.at(t_, b_), M_, in);
+      affine_silu(hat, w.scale, w.shift, y, in, M_, in);
       cell_in = y;
     }
     const LayerOf<const T>& w = layer(places_.cell_input);
@@ -154,9 +156,46 @@ class ForwardScan {
     T* hat = kept_.cell_hat.at(t_, b_);
     pack(cell_in, in, in, h, D, D);
     product(plan_.cell_input, c_, 3 * D);
-    const T eps = layout_.cell == Cell::kLnGruA ? T(1e-5) : T(1e-3);
-    add_normalise(c_, 3 * D, w.bias, 0, eps, hat, kept_.cell_rstd.at(t_, b_), M_, 3 * D);
-    ln_gru(hat, w.scale, w.shift, h, gates, deter, M_, D, ln_gru_order(layout_.cell));
+    const Norm norm{true, layout_.cell == Cell::kLnGruA ? 1e-5 : 1e-3};
+    add_normalise(c_, 3 * D, w.bias, 0, norm, hat, kept_.cell_rstd.at(t_, b_), M_, 3 * D);
+    ln_gru(hat, w.scale, w.shift, h, gates, deter, M_, D, 1, ln_gru_order(layout_.cell));
+  }
+
+  // y <- what the products in c_ become in a layer with norm and SiLU
+  void activate(Size l, Size out, T* hat, T* rstd, T* y, Size ldy) {
+    const LayerOf<const T>& w = layer(l);
+    add_normalise(c_, out, w.bias, 0, layout_.norm(), hat, rstd, M_, out);
+    affine_silu(hat, w.scale, w.shift, y, ldy, M_, out);
+  }
+
+  // block_gru
+  void advance_in_blocks() {
+    const Size D = layout_.D, S = layout_.S, x = layout_.action_in(), own = layout_.own();
+    const Size count = ScanLayout::kBranches, width = layout_.branch, all = count * width;
+    const T *h = kept_.deter_in.at(t_, b_), *action_in = kept_.action_in.at(t_, b_);
+    const T* const inputs[] = {h, action_in, action_in + S};
+    T* y = kept_.branch.at(t_, b_);
+    for (Size i = 0; i < count; ++i) {
+      pack(inputs[i], i ? x : D, layout_.branch_in(i));
+      product(plan_.branches + i, c_, width);
+      activate(places_.branches + i, width, kept_.branch_hat[i].at(t_, b_),
+               kept_.branch_rstd[i].at(t_, b_), y + i * width, all);
+    }
+    T* mix = kept_.mix.at(t_, b_);
+    pack(y, all, all);
+    product(plan_.mix_shared, c_, D);
+    for (Size g = 0; g < layout_.blocks; ++g) {
+      pack(h + g * own, D, own);
+      product(plan_.mix_own + g, c_ + g * own, D, true);
+    }
+    activate(places_.branches + count, D, kept_.mix_hat.at(t_, b_), kept_.mix_rstd.at(t_, b_), mix,
+             D);
+    for (Size g = 0; g < layout_.blocks; ++g) {
+      pack(mix + g * own, D, own);
+      product(plan_.cell_input + g, c_ + 3 * g * own, 3 * D);
+    }
+    ln_gru<T>(c_, nullptr, layer(places_.cell_input).bias, h, kept_.gates.at(t_, b_),
+              out_.deter + at(D), M_, D, layout_.blocks, ln_gru_order(layout_.cell));
   }
 
   void draw() {

@@ -66,45 +66,69 @@ inline LnGruOrder ln_gru_order(Cell cell) {
   return {0, 1, 2, false, -1.0};
 }
 
-// hat: normalised [M, 3D] -> gates [r | z | n | c], z the share of the old state
-template <typename T>
-FASTRSSM_CLONES void ln_gru(const T* hat, const T* scale, const T* shift, const T* h, T* gates,
-                            T* deter, Size M, Size D, LnGruOrder order) {
-  const T *scale_r = scale + order.reset * D, *shift_r = shift + order.reset * D;
-  const T *scale_c = scale + order.candidate * D, *shift_c = shift + order.candidate * D;
-  const T *scale_u = scale + order.update * D, *shift_u = shift + order.update * D;
+template <typename T, bool kScaled>
+[[gnu::always_inline]] inline T gate_of(const T* x, const T* scale, const T* shift, Size i) {
+  if constexpr (kScaled) return x[i] * scale[i] + shift[i];
+  return x[i] + shift[i];
+}
+
+// One row of a block: x [3, own] -> the part of gates [4, D] and of the new state
+template <typename T, bool kScaled>
+[[gnu::always_inline]] inline void ln_gru_row(const T* x, const T* scale, const T* shift,
+                                              const T* before, T* save, T* to, Size own, Size D,
+                                              LnGruOrder order) {
+  const Size at_r = order.reset * own, at_c = order.candidate * own, at_u = order.update * own;
   const T update_shift = static_cast<T>(order.update_shift);
   const T sign = order.keeps ? T(1) : T(-1);  // 1 - sigmoid(u) = sigmoid(-u)
-  for (Size m = 0; m < M; ++m) {
-    const T *x = hat + 3 * m * D, *before = h + m * D;
-    const T *xr = x + order.reset * D, *xc = x + order.candidate * D, *xu = x + order.update * D;
-    T *save = gates + 4 * m * D, *to = deter + m * D;
 #pragma omp simd
-    for (Size d = 0; d < D; ++d) {
-      const T r = sigmoid_of(xr[d] * scale_r[d] + shift_r[d]);
-      const T c = xc[d] * scale_c[d] + shift_c[d];
-      const T z = sigmoid_of(sign * (xu[d] * scale_u[d] + shift_u[d] + update_shift));
-      const T n = tanh_of(r * c);
-      save[d] = r;
-      save[D + d] = z;
-      save[2 * D + d] = n;
-      save[3 * D + d] = c;
-      to[d] = n + z * (before[d] - n);
+  for (Size d = 0; d < own; ++d) {
+    const T r = sigmoid_of(gate_of<T, kScaled>(x, scale, shift, at_r + d));
+    const T c = gate_of<T, kScaled>(x, scale, shift, at_c + d);
+    const T u = gate_of<T, kScaled>(x, scale, shift, at_u + d);
+    const T z = sigmoid_of(sign * (u + update_shift));
+    const T n = tanh_of(r * c);
+    save[d] = r;
+    save[D + d] = z;
+    save[2 * D + d] = n;
+    save[3 * D + d] = c;
+    to[d] = n + z * (before[d] - n);
+  }
+}
+
+// x: [M, blocks, 3, D / blocks], normalised, or without bias: then shift is that, scale null
+// -> gates [r | z | n | c] [M, 4D], z the share of the old state
+template <typename T>
+FASTRSSM_CLONES void ln_gru(const T* x, const T* scale, const T* shift, const T* h, T* gates,
+                            T* deter, Size M, Size D, Size blocks, LnGruOrder order) {
+  const Size own = D / blocks;
+  for (Size m = 0; m < M; ++m) {
+    for (Size first = 0; first < D; first += own) {
+      const T *from = x + 3 * (m * D + first), *before = h + m * D + first;
+      T *save = gates + 4 * m * D + first, *to = deter + m * D + first;
+      const T* add = shift + 3 * first;
+      if (scale) {
+        ln_gru_row<T, true>(from, scale + 3 * first, add, before, save, to, own, D, order);
+      } else {
+        ln_gru_row<T, false>(from, nullptr, add, before, save, to, own, D, order);
+      }
     }
   }
 }
 
-// da: [M, 3D] in the cell's own order of gates
+// da: [M, blocks, 3, D / blocks] in the cell's own order of gates
 template <typename T>
 FASTRSSM_CLONES void ln_gru_backward(const T* grad, const T* gates, const T* h, T* da, T* dh,
-                                     Size M, Size D, LnGruOrder order) {
+                                     Size M, Size D, Size blocks, LnGruOrder order) {
+  const Size own = D / blocks;
   const T sign = order.keeps ? T(1) : T(-1);
-  for (Size m = 0; m < M; ++m) {
-    const T *g = grad + m * D, *save = gates + 4 * m * D, *before = h + m * D;
-    T *to = da + 3 * m * D, *past = dh + m * D;
-    T *dr = to + order.reset * D, *dc = to + order.candidate * D, *du = to + order.update * D;
+  for (Size i = 0; i < M * blocks; ++i) {
+    const Size m = i / blocks, first = i % blocks * own;
+    const T *g = grad + m * D + first, *before = h + m * D + first;
+    const T* save = gates + 4 * m * D + first;
+    T *to = da + 3 * (m * D + first), *past = dh + m * D + first;
+    T *dr = to + order.reset * own, *dc = to + order.candidate * own, *du = to + order.update * own;
 #pragma omp simd
-    for (Size d = 0; d < D; ++d) {
+    for (Size d = 0; d < own; ++d) {
       const T r = save[d], z = save[D + d], n = save[2 * D + d], c = save[3 * D + d];
       const T dn = g[d] * (T(1) - z) * (T(1) - n * n);
       dr[d] = dn * c * r * (T(1) - r);
@@ -253,6 +277,26 @@ FASTRSSM_CLONES void act(const T* c, const T* mean_bias, const T* raw_bias, cons
       raw[m * A + a] = r;
       action[m * A + a] = tanh_of(x[a] + mean_bias[a] + std * noise[m * A + a]);
       action_in[m * ld_in + a] = action[m * A + a];
+    }
+  }
+}
+
+// actions [M, A] beyond -1 and 1 come down to them; their factors have no gradient
+template <typename T>
+FASTRSSM_CLONES void bound_actions(const T* action, T* to, Size ld, Size M, Size A) {
+  for (Size m = 0; m < M; ++m) {
+    for (Size a = 0; a < A; ++a) {
+      const T x = action[m * A + a], size = std::abs(x);
+      to[m * ld + a] = size > T(1) ? x / size : x;
+    }
+  }
+}
+template <typename T>
+FASTRSSM_CLONES void bound_actions_backward(const T* action, T* grad, Size ld, Size M, Size A) {
+  for (Size m = 0; m < M; ++m) {
+    for (Size a = 0; a < A; ++a) {
+      const T size = std::abs(action[m * A + a]);
+      if (size > T(1)) grad[m * ld + a] /= size;
     }
   }
 }

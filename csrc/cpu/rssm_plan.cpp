@@ -20,7 +20,9 @@ ScanLayout::ScanLayout(const std::vector<Size>& values)
       policy_layers(values.at(12)),
       policy_width(values.at(13)),
       observe(values.at(14) != 0),
-      detach(values.at(15) != 0) {}
+      detach(values.at(15) != 0),
+      blocks(values.at(16)),
+      branch(values.at(17)) {}
 
 LayerPlaces::LayerPlaces(const ScanLayout& layout) {
   Size next = 0;
@@ -28,19 +30,26 @@ LayerPlaces::LayerPlaces(const ScanLayout& layout) {
   cell_input = next++;
   cell_state = layout.cell == Cell::kTorchGru ? next++ : -1;
   head = next;
-  policy = head + layout.head_layers;
+  branches = head + layout.head_layers;
+  policy = branches + (layout.in_blocks() ? ScanLayout::kBranches + 1 : 0);
   count = policy + layout.policy_layers;
 }
 
 namespace {
+
+// rows [row, row + rows) and columns [column, column + columns) of a layer's weight
+Product part_of(Size layer, Size row, Size rows, Size column, Size columns, Size ld,
+                bool transposed) {
+  if (transposed) return {layer, row, column, ld, columns, rows};
+  return {layer, row, column, ld, rows, columns};
+}
 
 // adds the products of a network, of its weights or of their transposes
 Net add_net(std::vector<Product>& products, bool transposed, bool split, Size layers, Size in,
             Size width, Size out, Size layer) {
   const Net net{split, layers, in, width, out, layer, static_cast<Size>(products.size())};
   const auto add = [&](Size l, Size row, Size rows, Size columns) {
-    products.push_back(transposed ? Product{layer + l, row, columns, rows}
-                                  : Product{layer + l, row, rows, columns});
+    products.push_back(part_of(layer + l, row, rows, 0, columns, columns, transposed));
   };
   for (Size l = 0; l < layers; ++l) {
     const Size rows = l + 1 == layers ? out : width, columns = l == 0 ? in : width;
@@ -66,18 +75,43 @@ Plan::Plan(const ScanLayout& layout) {
     list.push_back(product);
     return static_cast<Size>(list.size()) - 1;
   };
+  const auto whole = [&](std::vector<Product>& list, Size layer, Size rows, Size columns) {
+    return add(list, part_of(layer, 0, rows, 0, columns, columns, &list == &transposed));
+  };
   pre = pre_back = cell_state_rz = cell_state_n = cell_state_back = -1;
+  branches = mix_own = mix_shared = -1;
   if (layout.pre_width) {
-    pre = add(forward, {places.pre, 0, layout.pre_width, layout.action_in()});
-    pre_back = add(transposed, {places.pre, 0, layout.action_in(), layout.pre_width});
+    pre = whole(forward, places.pre, layout.pre_width, layout.action_in());
+    pre_back = whole(transposed, places.pre, layout.pre_width, layout.action_in());
   }
-  const Size in = torch_gru ? x : x + D;
-  cell_input = add(forward, {places.cell_input, 0, 3 * D, in});
-  cell_back = add(transposed, {places.cell_input, 0, in, 3 * D});
+  if (layout.in_blocks()) {
+    for (auto* list : {&forward, &transposed}) {
+      const bool back = list == &transposed;
+      const Size own = layout.own(), mix = places.branches + ScanLayout::kBranches;
+      branches = static_cast<Size>(list->size());
+      for (Size i = 0; i < ScanLayout::kBranches; ++i) {
+        whole(*list, places.branches + i, layout.branch, layout.branch_in(i));
+      }
+      const Size ld = layout.mix_in();
+      mix_shared = add(*list, part_of(mix, 0, D, own, ld - own, ld, back));
+      mix_own = mix_shared + 1;
+      for (Size g = 0; g < layout.blocks; ++g) {
+        add(*list, part_of(mix, g * own, own, 0, own, ld, back));
+      }
+      cell_input = cell_back = mix_own + layout.blocks;
+      for (Size g = 0; g < layout.blocks; ++g) {
+        add(*list, part_of(places.cell_input, 3 * g * own, 3 * own, 0, own, own, back));
+      }
+    }
+  } else {
+    const Size in = torch_gru ? x : x + D;
+    cell_input = whole(forward, places.cell_input, 3 * D, in);
+    cell_back = whole(transposed, places.cell_input, 3 * D, in);
+  }
   if (torch_gru) {
-    cell_state_rz = add(forward, {places.cell_state, 0, 2 * D, D});
-    cell_state_n = add(forward, {places.cell_state, 2 * D, D, D});
-    cell_state_back = add(transposed, {places.cell_state, 0, D, 3 * D});
+    cell_state_rz = add(forward, part_of(places.cell_state, 0, 2 * D, 0, D, D, false));
+    cell_state_n = add(forward, part_of(places.cell_state, 2 * D, D, 0, D, D, false));
+    cell_state_back = whole(transposed, places.cell_state, 3 * D, D);
   }
   const Size out = layout.split() ? layout.S : layout.stats();
   head = add_net(forward, false, layout.split(), layout.head_layers, D, layout.head_width, out,
@@ -92,7 +126,8 @@ Plan::Plan(const ScanLayout& layout) {
   for (const auto* list : {&forward, &transposed}) {
     for (const Product& p : *list) widest = std::max({widest, p.N, p.K});
   }
-  widest = std::max({widest, 2 * layout.S, 2 * layout.A, head.hidden(), policy.hidden()});
+  widest = std::max(
+      {widest, x, layout.action_in(), 2 * layout.S, 2 * layout.A, head.hidden(), policy.hidden()});
 }
 
 template <typename T>
@@ -106,9 +141,19 @@ void KeptArrays<T>::visit(const ScanLayout& layout, Visit visit) {
     visit(pre, layout.pre_width);
   }
   visit(gates, 4 * layout.D);
-  if (layout.cell != Cell::kTorchGru) {
+  if (layout.ln_gru()) {
     visit(cell_hat, 3 * layout.D);
     visit(cell_rstd, 1);
+  }
+  if (layout.in_blocks()) {
+    branch_hat.resize(ScanLayout::kBranches);
+    branch_rstd.resize(ScanLayout::kBranches);
+    for (Kept<T>& array : branch_hat) visit(array, layout.branch);
+    for (Kept<T>& array : branch_rstd) visit(array, 1);
+    visit(branch, ScanLayout::kBranches * layout.branch);
+    visit(mix_hat, layout.D);
+    visit(mix_rstd, 1);
+    visit(mix, layout.D);
   }
   const Size hidden = layout.head_layers - 1;
   head.resize(hidden);
@@ -170,9 +215,8 @@ void scan_pack(const Gemm<T>& gemm, const ScanLayout& layout,
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
   for (std::size_t i = 0; i < products.size(); ++i) {
     const Product& p = products[i];
-    const Size columns = transposed ? p.N : p.K;
-    const T* w = weights[p.layer].weight + p.row * columns;
-    pack_weights(gemm, w, transposed ? 1 : columns, transposed ? columns : 1, p.N, p.K, places[i]);
+    const T* w = weights[p.layer].weight + p.row * p.ld + p.column;
+    pack_weights(gemm, w, transposed ? 1 : p.ld, transposed ? p.ld : 1, p.N, p.K, places[i]);
   }
 }
 

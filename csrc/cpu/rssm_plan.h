@@ -10,9 +10,10 @@
 
 namespace fastrssm::cpu {
 
-// A product with part of a layer's weight: rows [row, row + N) of its [.., K] matrix.
+// A product with part of a layer's weight, which is a matrix [.., ld]: rows from `row` and columns
+// from `column` on, or the transpose of that part.
 struct Product {
-  Size layer, row, N, K;
+  Size layer, row, column, ld, N, K;
 };
 
 // A network of `layers` layers in the lists of layers, products and saved arrays: one network, or a
@@ -32,8 +33,11 @@ struct Plan {
   std::vector<Product> forward, transposed;
   Size pre, cell_input, cell_state_rz, cell_state_n;  // places in `forward`
   Size pre_back, cell_back, cell_state_back;          // and in `transposed`
-  Net head, policy, head_back, policy_back;           // the last two with places in `transposed`
-  Size widest;                                        // numbers of a row of any product
+  // block_gru, in both lists: the first of the branches and of those of each block with itself, and
+  // the mixture's with all branches; cell_input and cell_back are the first block's
+  Size branches, mix_own, mix_shared;
+  Net head, policy, head_back, policy_back;  // the last two with places in `transposed`
+  Size widest;                               // numbers of a row of any product
 };
 
 // An array [T, B, width] inside the kept buffer, or [B, width] where nothing is kept.
@@ -51,9 +55,12 @@ struct KeptArrays {
   // numbers a row
   static Size width(const ScanLayout& layout);
 
-  Kept<T> action_in, deter_in;                     // [stoch | action], deter, zero after is_first
-  Kept<T> pre_hat, pre_rstd, pre;                  // of the layer before the cell
-  Kept<T> gates, cell_hat, cell_rstd;              // [r | z | n | hn or c]
+  Kept<T> action_in, deter_in;                   // [stoch | action], deter, zero after is_first
+  Kept<T> pre_hat, pre_rstd, pre;                // of the layer before the cell
+  Kept<T> gates, cell_hat, cell_rstd;            // [r | z | n | hn or c]
+  std::vector<Kept<T>> branch_hat, branch_rstd;  // of each input branch
+  Kept<T> branch;                                // all of them, side by side
+  Kept<T> mix_hat, mix_rstd, mix;
   std::vector<Kept<T>> head_hat, head_rstd, head;  // of each hidden layer
   std::vector<Kept<T>> policy;                     // of each hidden layer
   Kept<T> raw, action_raw;                         // std before its transform

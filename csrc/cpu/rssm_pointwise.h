@@ -77,8 +77,8 @@ FASTRSSM_CLONES void elu_backward(const T* dy, Size ldy, const T* y, T* dx, Size
 
 // c += offset; hat = (c - mean) rstd
 template <typename T>
-FASTRSSM_CLONES void add_normalise(T* c, Size ldc, const T* offset, Size ld_offset, T eps, T* hat,
-                                   T* rstd, Size M, Size N) {
+FASTRSSM_CLONES void add_normalise(T* c, Size ldc, const T* offset, Size ld_offset, Norm norm,
+                                   T* hat, T* rstd, Size M, Size N) {
   for (Size m = 0; m < M; ++m) {
     T* x = c + m * ldc;
     const T* add = offset + m * ld_offset;
@@ -89,52 +89,73 @@ FASTRSSM_CLONES void add_normalise(T* c, Size ldc, const T* offset, Size ld_offs
       x[n] += add[n];
       sum += x[n];
     }
-    const T mean = sum / static_cast<T>(N);
+    const T mean = norm.centred ? sum / static_cast<T>(N) : T(0);
     T squares = 0;
 #pragma omp simd reduction(+ : squares)
     for (Size n = 0; n < N; ++n) squares += (x[n] - mean) * (x[n] - mean);
-    const T scale = T(1) / std::sqrt(squares / static_cast<T>(N) + eps);
+    const T scale = T(1) / std::sqrt(squares / static_cast<T>(N) + static_cast<T>(norm.eps));
     rstd[m] = scale;
 #pragma omp simd
     for (Size n = 0; n < N; ++n) to[n] = (x[n] - mean) * scale;
   }
 }
 
-// y = silu(hat scale + shift)
-template <typename T>
-FASTRSSM_CLONES void affine_silu(const T* hat, const T* scale, const T* shift, T* y, Size M,
-                                 Size N) {
+// y = silu(hat scale + shift); null shift: zero
+template <typename T, bool kShifted>
+[[gnu::always_inline]] inline void affine_silu_rows(const T* hat, const T* scale, const T* shift,
+                                                    T* y, Size ldy, Size M, Size N) {
   for (Size m = 0; m < M; ++m) {
     const T* from = hat + m * N;
-    T* to = y + m * N;
+    T* to = y + m * ldy;
 #pragma omp simd
     for (Size n = 0; n < N; ++n) {
-      const T a = from[n] * scale[n] + shift[n];
+      T a = from[n] * scale[n];
+      if constexpr (kShifted) a += shift[n];
       to[n] = a * sigmoid_of(a);
     }
   }
 }
-
-// da = dy silu'(a), a = hat scale + shift
 template <typename T>
-FASTRSSM_CLONES void silu_backward(const T* dy, Size ldy, const T* hat, const T* scale,
-                                   const T* shift, T* da, Size M, Size N) {
+FASTRSSM_CLONES void affine_silu(const T* hat, const T* scale, const T* shift, T* y, Size ldy,
+                                 Size M, Size N) {
+  if (shift) {
+    affine_silu_rows<T, true>(hat, scale, shift, y, ldy, M, N);
+  } else {
+    affine_silu_rows<T, false>(hat, scale, shift, y, ldy, M, N);
+  }
+}
+
+// da = dy silu'(a), a = hat scale + shift; null shift: zero
+template <typename T, bool kShifted>
+[[gnu::always_inline]] inline void silu_backward_rows(const T* dy, Size ldy, const T* hat,
+                                                      const T* scale, const T* shift, T* da, Size M,
+                                                      Size N) {
   for (Size m = 0; m < M; ++m) {
     const T *from = dy + m * ldy, *x = hat + m * N;
     T* to = da + m * N;
 #pragma omp simd
     for (Size n = 0; n < N; ++n) {
-      const T a = x[n] * scale[n] + shift[n];
+      T a = x[n] * scale[n];
+      if constexpr (kShifted) a += shift[n];
       const T s = sigmoid_of(a);
       to[n] = from[n] * s * (T(1) + a * (T(1) - s));
     }
+  }
+}
+template <typename T>
+FASTRSSM_CLONES void silu_backward(const T* dy, Size ldy, const T* hat, const T* scale,
+                                   const T* shift, T* da, Size M, Size N) {
+  if (shift) {
+    silu_backward_rows<T, true>(dy, ldy, hat, scale, shift, da, M, N);
+  } else {
+    silu_backward_rows<T, false>(dy, ldy, hat, scale, shift, da, M, N);
   }
 }
 
 // dx of hat = normalise(x), a = hat scale + shift, from da
 template <typename T>
 FASTRSSM_CLONES void normalise_backward(const T* da, const T* hat, const T* scale, const T* rstd,
-                                        T* dx, Size M, Size N) {
+                                        Norm norm, T* dx, Size M, Size N) {
   for (Size m = 0; m < M; ++m) {
     const T *from = da + m * N, *x = hat + m * N;
     T* to = dx + m * N;
@@ -145,7 +166,7 @@ FASTRSSM_CLONES void normalise_backward(const T* da, const T* hat, const T* scal
       sum += d;
       dot += d * x[n];
     }
-    sum /= static_cast<T>(N);
+    sum = norm.centred ? sum / static_cast<T>(N) : T(0);
     dot /= static_cast<T>(N);
     const T r = rstd[m];
 #pragma omp simd

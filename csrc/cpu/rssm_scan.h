@@ -7,17 +7,20 @@
 #include <vector>
 
 #include "cpu/gemm.h"
+#include "cpu/norm.h"
 
 namespace fastrssm::cpu {
 
 using Size = std::int64_t;
 
-enum class Cell : Size { kTorchGru, kLnGruA, kLnGruD };
+enum class Cell : Size { kTorchGru, kLnGruA, kLnGruD, kBlockGru };
 enum class Heads : Size { kSplit, kJoint };
 enum class Latent : Size { kGaussian, kCategorical };
 
 // Sizes and variants, in the order in which ops/rssm_scan.py lists them.
 struct ScanLayout {
+  static constexpr Size kBranches = 3;  // of deter, stoch and action
+
   Size T, B, D, S, A;  // steps, batch, deter, stoch, action
   Size groups;         // of a categorical latent
   Cell cell;
@@ -28,19 +31,27 @@ struct ScanLayout {
   Size policy_layers, policy_width;  // 0 layers: actions are given
   bool observe;                      // the head's first layer gets embed_proj instead of a bias
   bool detach;                       // no gradient through what the policy sees
+  Size blocks, branch;               // of block_gru: diagonal blocks, width of an input branch
 
   explicit ScanLayout(const std::vector<Size>& values);
   Size rows() const { return T * B; }
   bool split() const { return heads == Heads::kSplit; }
+  bool in_blocks() const { return cell == Cell::kBlockGru; }
   bool gaussian() const { return latent == Latent::kGaussian; }
   Size action_in() const { return S + A; }                        // [stoch | action]
   Size cell_in() const { return pre_width ? pre_width : S + A; }  // what the cell reads
   Size head_hidden() const { return split() ? 2 * head_width : head_width; }
-  Size stats() const { return gaussian() ? 2 * S : S; }  // numbers of a latent
+  bool ln_gru() const { return cell == Cell::kLnGruA || cell == Cell::kLnGruD; }
+  // of prior and posterior, and of the layers before the gates
+  Norm norm() const { return in_blocks() ? kRmsNorm : kLayerNorm; }
+  Size branch_in(Size i) const { return i == 0 ? D : i == 1 ? S : A; }
+  Size own() const { return D / blocks; }                     // units of a block
+  Size mix_in() const { return own() + kBranches * branch; }  // what a block's mixture reads
+  Size stats() const { return gaussian() ? 2 * S : S; }       // numbers of a latent
 };
 
-// One affine layer, normalised if it has a scale. From the second layer of split networks on,
-// weights are [2, out, in] and biases [2, out].
+// One affine layer, normalised if it has a scale: RMS norm without a shift. From the second layer
+// of split networks on, weights are [2, out, in] and biases [2, out].
 template <typename T>
 struct LayerOf {
   T *weight, *bias, *scale, *shift;
@@ -49,7 +60,7 @@ struct LayerOf {
 // Where each layer stands in the list of all.
 struct LayerPlaces {
   explicit LayerPlaces(const ScanLayout& layout);
-  Size pre, cell_input, cell_state, head, policy, count;
+  Size pre, cell_input, cell_state, head, branches, policy, count;
 };
 
 // Everything that a scan reads, [T, B, ...] row-major; null where it is absent.

@@ -19,7 +19,8 @@ namespace {
 // after a norm and before its activation.
 template <typename T>
 struct ChunkGrads {
-  Kept<T> pre, pre_affine, gates, cell_affine;
+  Kept<T> pre, pre_affine, gates, cell_affine, mix, mix_affine;
+  std::vector<Kept<T>> branch, branch_affine;
   std::vector<Kept<T>> head, head_affine, policy;  // of every layer; affine: of hidden ones
 };
 
@@ -49,7 +50,15 @@ ChunkGrads<T> lay_out(ChunkLayout<T>& chunk, const ScanLayout& layout, const Pla
     d.pre_affine = chunk.take(layout.pre_width);
   }
   d.gates = chunk.take(torch_gru ? 4 * layout.D : 3 * layout.D);
-  if (!torch_gru) d.cell_affine = chunk.take(3 * layout.D);
+  if (layout.ln_gru()) d.cell_affine = chunk.take(3 * layout.D);
+  if (layout.in_blocks()) {
+    d.mix = chunk.take(layout.D);
+    d.mix_affine = chunk.take(layout.D);
+    for (Size i = 0; i < ScanLayout::kBranches; ++i) {
+      d.branch.push_back(chunk.take(layout.branch));
+      d.branch_affine.push_back(chunk.take(layout.branch));
+    }
+  }
   for (Size l = 0; l + 1 < layout.head_layers; ++l) {
     d.head.push_back(chunk.take(plan.head.hidden()));
     if (!layout.split()) d.head_affine.push_back(chunk.take(plan.head.hidden()));
@@ -87,7 +96,11 @@ class WeightGrads {
   void clear() {
     // the products of a layer cover its weight
     for (const Product& p : plan_.forward) {
-      if (T* w = grads_[p.layer].weight) std::memset(w + p.row * p.K, 0, p.N * p.K * sizeof(T));
+      T* w = grads_[p.layer].weight;
+      if (!w) continue;
+      for (Size n = 0; n < p.N; ++n) {
+        std::memset(w + (p.row + n) * p.ld + p.column, 0, p.K * sizeof(T));
+      }
     }
     const auto zero = [](T* to, Size n) {
       if (to) std::memset(to, 0, n * sizeof(T));
@@ -122,6 +135,8 @@ class WeightGrads {
       T* bias = grads_[places_.cell_state].bias;
       sums(bias, gates, nullptr, 4 * D, 2 * D);
       sums(bias ? bias + 2 * D : nullptr, gates + 3 * D, nullptr, 4 * D, D);
+    } else if (layout_.in_blocks()) {
+      blocks(d);
     } else {
       T* w = grads_[places_.cell_input].weight;
       outer({gates, 3 * D, 3 * D}, {{cell_in, in, in}, {h, D, D}},
@@ -148,6 +163,9 @@ class WeightGrads {
   Size out_of(Size l) const {
     if (l == places_.pre) return layout_.pre_width;
     if (l < places_.head) return 3 * layout_.D;
+    if (l >= places_.branches && l < places_.policy) {
+      return l < places_.branches + ScanLayout::kBranches ? layout_.branch : layout_.D;
+    }
     const bool is_head = l < places_.policy;
     const Net& net = is_head ? plan_.head : plan_.policy;
     const Size out = l - net.layer + 1 == net.layers ? net.out : net.width;
@@ -182,6 +200,32 @@ class WeightGrads {
     if (!affine) return;
     sums(grads_[l].scale, affine, hat, N, N);
     sums(grads_[l].shift, affine, nullptr, N, N);
+  }
+
+  // the layers of block_gru
+  void blocks(const ChunkGrads<T>& d) {
+    const Size D = layout_.D, S = layout_.S, x = layout_.action_in(), own = layout_.own();
+    const Size count = ScanLayout::kBranches, width = layout_.branch, ld = layout_.mix_in();
+    const T *h = rows(kept_.deter_in), *action_in = rows(kept_.action_in);
+    const T* const inputs[] = {h, action_in, action_in + S};
+    for (Size i = 0; i < count; ++i) {
+      const Size l = places_.branches + i, in = layout_.branch_in(i);
+      outer({d.branch[i].data, width, width}, {{inputs[i], i ? x : D, in}},
+            {{grads_[l].weight, in}});
+      vectors(l, d.branch[i].data, width, width, d.branch_affine[i].data,
+              rows(kept_.branch_hat[i]));
+    }
+    const Size mix = places_.branches + count, all = count * width;
+    const T *d_mix = d.mix.data, *y = rows(kept_.mix), *gates = d.gates.data;
+    T *w = grads_[mix].weight, *u = grads_[places_.cell_input].weight;
+    outer({d_mix, D, D}, {{rows(kept_.branch), all, all}}, {{part(w, own), ld}});
+    for (Size g = 0; g < layout_.blocks; ++g) {
+      const Size at = g * own;
+      outer({d_mix + at, D, own}, {{h + at, D, own}}, {{part(w, at * ld), ld}});
+      outer({gates + 3 * at, 3 * D, 3 * own}, {{y + at, D, own}}, {{part(u, 3 * at * own), own}});
+    }
+    vectors(mix, d_mix, D, D, d.mix_affine.data, rows(kept_.mix_hat));
+    vectors(places_.cell_input, gates, 3 * D, 3 * D, nullptr, nullptr);
   }
 
   // all but the weight of the first layer, whose input differs

@@ -15,6 +15,7 @@ from fastrssm.models.rssm import (
     AIME_RSSMO,
     AIME_V2_DISCRETE,
     AIME_V2_RSSMO,
+    DREAMER_V3_1M,
     RSSM,
     State,
 )
@@ -25,6 +26,7 @@ CONFIGS = {
     "rssmo": replace(AIME_RSSMO, deter=40, stoch=12, hidden=17),
     "rssmo_v2": replace(AIME_V2_RSSMO, deter=40, stoch=12, hidden=17),
     "discrete": replace(AIME_V2_DISCRETE, deter=40, stoch=12, groups=3, hidden=17, unimix=0.1),
+    "dreamer_v3": replace(DREAMER_V3_1M, deter=40, stoch=12, groups=3, hidden=17),
 }
 E, A = 5, 2
 

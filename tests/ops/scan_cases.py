@@ -26,9 +26,6 @@ VARIANTS = {
         "cell": "ln_gru_a", "heads": "joint", "latent": "categorical", "min_std": 0.1, "groups": 2,
         "unimix": 0.3,
     },
-}  # fmt: skip
-# only the reference has this cell
-IN_BLOCKS = {
     "dreamer_v3": {
         "cell": "block_gru", "heads": "joint", "latent": "categorical", "min_std": 0.1, "groups": 2,
         "unimix": 0.01,
@@ -52,7 +49,7 @@ class Textbook(nn.Module):
     def __init__(self, variant: str, seed: int = 0) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.options = (VARIANTS | IN_BLOCKS)[variant]
+        self.options = VARIANTS[variant]
         out = S if self.options["latent"] == "categorical" else 2 * S
         in_blocks = self.options["cell"] == "block_gru"
         norm = "rms" if in_blocks else "layer"
@@ -197,7 +194,7 @@ def inputs(variant: str, T: int = 4, B: int = 3, seed: int = 1) -> dict[str, Ten
     def normal(*shape, grad=True):
         return torch.randn(*shape, generator=g, dtype=torch.float64).requires_grad_(grad)
 
-    groups = (VARIANTS | IN_BLOCKS)[variant].get("groups")
+    groups = VARIANTS[variant].get("groups")
     if groups is None:
         noise = normal(T, B, S, grad=False)
     else:

@@ -36,24 +36,28 @@ SMALL = st.sampled_from([1, 2, 3, 5, 7, 11])
 def scans(draw):
     joint = draw(st.booleans())
     groups = draw(st.sampled_from([0, 0, 1, 3])) if joint else 0
+    cell = draw(st.sampled_from(["torch_gru", "ln_gru_a", "ln_gru_d", "block_gru"]))
+    blocks = draw(st.sampled_from([1, 2, 3, 8])) if cell == "block_gru" else 0
     return ScanCase(
         draw(st.text("x", min_size=1, max_size=50)),
         T=draw(SMALL),
         B=draw(st.sampled_from([0, 1, 2, 5, 63, 64, 65, 67])),
-        D=draw(SIZES),
+        D=draw(SIZES) * max(blocks, 1),
         S=max(groups, 1) * draw(SMALL),
         A=draw(SMALL),
-        cell=draw(st.sampled_from(["torch_gru", "ln_gru_a", "ln_gru_d"])),
+        cell=cell,
         heads="joint" if joint else "split",
         groups=groups,
         unimix=draw(st.sampled_from([0.0, 0.1])) if groups else 0.0,
-        pre=draw(st.sampled_from([0, 1, 8, 19])),
+        pre=0 if blocks else draw(st.sampled_from([0, 1, 8, 19])),
         width=draw(SIZES),
         hidden=draw(st.integers(1, 3)),
         policy_hidden=draw(st.integers(1, 3)),
         resets=draw(st.booleans()),
         projected=draw(st.booleans()),
         detach=draw(st.booleans()),
+        blocks=blocks,
+        branch=draw(SIZES) if blocks else 0,
     )
 
 

@@ -122,7 +122,7 @@ def test_errors_are_the_same_on_every_backend(op, backend):
 
 @FUSED
 @EVERY_OP
-@pytest.mark.parametrize("name", ["rssm", "discrete", "many rows to a block"])
+@pytest.mark.parametrize("name", ["rssm", "discrete", "dreamer v3", "many rows to a block"])
 def test_runs_and_numbers_of_threads_are_equal_bit_for_bit(name, op, backend):
     threads, found = torch.get_num_threads(), []
     for count in (1, 1, 2, 3):
