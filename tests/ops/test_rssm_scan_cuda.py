@@ -20,11 +20,7 @@ DEVICE = "cuda"
 BACKENDS = pytest.mark.parametrize(
     "backend", [name for name in OPS["rssm_observe"] if name == "triton"]
 )
-# cells that Triton does not have
-LACKING = ("block_gru",)
-EVERY_CASE = pytest.mark.parametrize(
-    "case", [case for case in SCANS if case.cell not in LACKING], ids=lambda case: case.name
-)
+EVERY_CASE = pytest.mark.parametrize("case", SCANS, ids=lambda case: case.name)
 # the published sizes; more steps than a tile has rows
 AIME = ScanCase("aime", T=64, B=50, D=512, S=128, A=6, width=128)
 DISCRETE = ScanCase(

@@ -24,7 +24,7 @@ PARTS = Layer._fields
 SIZES = 16
 # cells that a backend has no kernel for
 _LACKING: dict[Backend, tuple[Cell, ...]] = {
-    "triton": ("block_gru",), "cuda": ("block_gru",),
+    "cuda": ("block_gru",),
 }  # fmt: skip
 V = TypeVar("V")
 
