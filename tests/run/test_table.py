@@ -92,7 +92,7 @@ def test_sigterm_ends_the_stages_too(tmp_path, monkeypatch):
 def test_a_failure_stops_what_needs_it_and_nothing_else(works, tmp_path):
     stages = [
         work("data"),
-        work("bad", "0", "loss is nan at update 7", needs=("data",)),
+        work("bad", "0", "loss is nan\n  at update 7", needs=("data",)),
         work("policy", needs=("bad",)),
         work("cell", needs=("policy",)),
         work("other", needs=("data",)),

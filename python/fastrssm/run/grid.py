@@ -190,8 +190,10 @@ def _finish(out: Path, stage: Stage, record: Record, code: int) -> Record:
     if code == 0:
         return replace(record, status="done", seconds=seconds)
     lines = _path(out, "logs", stage, ".log").read_text(errors="replace").splitlines()
-    errors = [line for line in lines if line.startswith("error: ")]
-    said = (errors or [line for line in lines if line.strip()] or ["it printed nothing"])[-1]
+    lines = [line.strip() for line in lines if line.strip()] or ["it printed nothing"]
+    # an error may list details in the lines that follow it
+    errors = [at for at, line in enumerate(lines) if line.startswith("error: ")]
+    said = " ".join(lines[errors[-1] :] if errors else lines[-1:])
     ending = f"signal {-code}" if code < 0 else f"exit code {code}"
     message = f"{ending}: {said.removeprefix('error: ')}"
     return replace(record, status="failed", seconds=seconds, message=message)
