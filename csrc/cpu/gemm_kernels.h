@@ -54,9 +54,7 @@ struct Plain {
   static constexpr int kWidth = kBytes / static_cast<int>(sizeof(T)), kRows = kTileRows;
   // sums that fit in registers beside their operands
   static constexpr int kSums = kTileRows > 8 ? 20 : 8;
-  static constexpr int panels_at_once(int rows) {
-    return 8 * rows <= kSums ? 4 : 4 * rows <= kSums ? 2 : 1;
-  }
+  static constexpr int panels_at_once(int rows) { return 4 * rows <= kSums ? 2 : 1; }
 };
 
 #define FASTRSSM_TARGET
