@@ -351,7 +351,7 @@ class MLPCase:
     width: int = 19
     depth: int = 3
     outs: tuple[int, ...] = (4,)
-    norm: bool = False
+    norm: str = ""  # "layer" or "rms"
     activate_last: bool = False
 
     def arguments(self, dtype=torch.float32):
@@ -369,7 +369,8 @@ class MLPCase:
                 to = self.width if hidden else out
                 layer = Layer(leaf(to, size, scale=size**-0.5), leaf(to, scale=0.3))
                 if self.norm and (hidden or self.activate_last):
-                    layer = layer._replace(scale=leaf(to, at=1.0, scale=0.3), shift=leaf(to))
+                    layer = layer._replace(scale=leaf(to, at=1.0, scale=0.3))
+                    layer = layer._replace(shift=leaf(to)) if self.norm == "layer" else layer
                 size = to
                 yield layer
 
@@ -379,20 +380,22 @@ class MLPCase:
 
 MLPS = (
     MLPCase("three layers"),
-    MLPCase("nets with a norm", norm=True, outs=(4, 6)),
+    MLPCase("nets with a norm", norm="layer", outs=(4, 6)),
+    MLPCase("nets with an RMS norm", norm="rms", outs=(4, 6)),
     MLPCase("many nets", outs=(1, 14, 9, 2, 33)),
     MLPCase("one affine map", depth=1, outs=(24,)),
     MLPCase("an encoder", depth=2, outs=(19,), activate_last=True),
-    MLPCase("an encoder with a norm", depth=2, outs=(19,), norm=True, activate_last=True),
-    MLPCase("one activated layer", depth=1, outs=(19, 8), norm=True, activate_last=True),
+    MLPCase("an encoder with a norm", depth=2, outs=(19,), norm="layer", activate_last=True),
+    MLPCase("one activated layer", depth=1, outs=(19, 8), norm="layer", activate_last=True),
+    MLPCase("one activated RMS layer", depth=1, outs=(19, 8), norm="rms", activate_last=True),
     MLPCase("one row", lead=()),
     MLPCase("one of everything", lead=(1,), in_size=1, width=1, outs=(1,)),
     MLPCase("several chunks", lead=(1030,), depth=2, outs=(3, 5)),
-    MLPCase("powers of two", lead=(4, 32), in_size=64, width=64, outs=(32, 16), norm=True),
+    MLPCase("powers of two", lead=(4, 32), in_size=64, width=64, outs=(32, 16), norm="layer"),
 )
 # AIME's: the prior's head, a decoder of walker, the inverse dynamics model of RSSMO
 MLP_BENCH = (
     MLPCase("[2500, 512] prior", (50, 50), 512, 128, 3, (128, 128)),
     MLPCase("[2500, 640] decoders", (50, 50), 640, 128, 3, (14, 14, 1, 1, 9, 9)),
-    MLPCase("[2500, 542] rssmo", (50, 50), 542, 512, 2, (60,), norm=True),
+    MLPCase("[2500, 542] rssmo", (50, 50), 542, 512, 2, (60,), norm="layer"),
 )

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fastrssm import ops, reference
+from fastrssm import ops, reference, use_backend
+from fastrssm.models.nets import MLP
 from fastrssm.ops import Layer
 from tests.checks import assert_matches
 from tests.op_cases import MLPS, MLPCase
@@ -96,6 +97,20 @@ def test_equal_for_any_number_of_threads(case):
         torch.set_num_threads(threads)
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("norm", "activation"), [("none", "elu"), ("layer", "swish"), ("rms", "swish")]
+)
+def test_networks_of_the_models_are_these(norm, activation):
+    torch.manual_seed(0)
+    net = MLP(7, 3, width=9, depth=2, norm=norm, activation=activation).double()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(20, 7, dtype=torch.float64)
+    assert net.kind is not None
+    with use_backend("cpu"):
+        torch.testing.assert_close(net(x), net.net(x))
 
 
 # 2. what is asked for, and no more
@@ -230,6 +245,7 @@ def _replaced(case, net, layer, **parts):
         (_replaced(SMALL, 0, 0, weight=torch.zeros(3)), r"expected \[out, in\]"),
         (_replaced(SMALL, 1, 0, scale=torch.ones(3), shift=torch.ones(3)), "no norm there"),
         (_replaced(MLPS[1], 1, 0, scale=None), r"nets\[1\]\[0\].scale is None"),
+        (_replaced(MLPS[2], 1, 0, shift=torch.zeros(19)), "shift is a Tensor, .* RMS norm there"),
         (((torch.zeros(3, 4), []), {}), "nets is empty"),
         (((torch.zeros(3, 4), [SMALL.arguments()[0][1][0][:1], *SMALL.arguments()[0][1]]), {}),
          r"nets\[1\] has 2 layers, expected 1"),

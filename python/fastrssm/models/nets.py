@@ -52,7 +52,7 @@ class MLP(nn.Module):
         self.net = nn.Sequential(*layers)
         self.headless = out_size is None
         # networks of one kind run together; None: the op has no such network
-        fused = (norm, activation) in (("none", "elu"), ("layer", "swish")) or depth == 0
+        fused = (norm == "none") == (activation == "elu") or depth == 0
         self.kind = (width, depth, norm, self.headless) if fused else None
 
     def forward(self, x: Tensor) -> Tensor:

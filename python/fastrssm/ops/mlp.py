@@ -23,9 +23,10 @@ from fastrssm._library import (
 )
 from fastrssm.reference.rssm_weights import Layer
 
-# numbers in a structure before the sizes of the results: width, layers, normed, activate_last, and
-# how many parts of a layer there are
-_SIZES = 5
+# numbers in a structure before the sizes of the results: width, layers, norm, activate_last
+_SIZES = 4
+# parts of a layer by norm: none, LayerNorm, RMS norm
+_PARTS = (2, 4, 3)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
@@ -38,11 +39,11 @@ def mlp(
 ) -> tuple[Tensor, ...]:
     """Apply networks of one shape, but for the sizes of their results, to the same input.
 
-    A hidden layer is affine, then ELU, or LayerNorm (eps 1e-5) and SiLU where it has a scale. All
-    tensors share dtype (float32, bfloat16, float64) and device. Under autocast products are of
-    bfloat16 and results float32; otherwise products on cpu follow
-    `torch.set_float32_matmul_precision`. The results can be differentiated once; twice with
-    backend="reference".
+    A hidden layer is affine, then ELU; or LayerNorm (eps 1e-5) and SiLU where it has scale and
+    shift; or RMS norm (eps 1e-4) and SiLU where it has a scale alone. All tensors share dtype
+    (float32, bfloat16, float64) and device. Under autocast products are of bfloat16 and results
+    float32; otherwise products on cpu follow `torch.set_float32_matmul_precision`. The results can
+    be differentiated once; twice with backend="reference".
 
     Args:
         x: [..., I] input.
@@ -87,7 +88,9 @@ def _structure(
         raise ValueError("nets is empty or has no layers, expected at least one layer each")
     first, depth = nets[0], len(nets[0])
     width = first[0].weight.shape[0] if depth > 1 else 0
-    normed = first[0].scale is not None and (depth > 1 or activate_last)
+    norm = 0
+    if first[0].scale is not None and (depth > 1 or activate_last):
+        norm = 2 if first[0].shift is None else 1
     autocast = torch.is_autocast_enabled(x.device.type)
     weights: list[Tensor] = []
     outs: list[int] = []
@@ -102,16 +105,17 @@ def _structure(
                 shape = list(layer.weight.shape)
                 raise ValueError(f"{name}.weight has shape {shape}, expected [out, in]")
             out = layer.weight.shape[0] if last else width
-            wants_norm = normed and (activate_last or not last)
+            parts = _parts(norm, activate_last, i, depth)
             for part, tensor in zip(Layer._fields, layer, strict=True):
                 if tensor is None:
                     if part == "bias":
                         refused["cpu"] = f"{name} has no bias"
-                    elif wants_norm:
+                    elif part in Layer._fields[:parts]:
                         raise ValueError(f"{name}.{part} is None, expected a norm as in nets[0][0]")
                     continue
-                if part in ("scale", "shift") and not wants_norm:
-                    raise ValueError(f"{name}.{part} is a Tensor, expected None: no norm there")
+                if part not in Layer._fields[:parts]:
+                    kind = "RMS norm" if parts == 3 else "no norm"
+                    raise ValueError(f"{name}.{part} is a Tensor, expected None: {kind} there")
                 shape = (out, in_size) if part == "weight" else (out,)
                 if tensor.shape != shape:
                     shapes = f"{list(tensor.shape)}, expected {list(shape)}"
@@ -127,22 +131,26 @@ def _structure(
         refused["cpu"] = "bfloat16 tensors run on reference only; autocast gives bfloat16 products"
     if 0 in (x.shape[-1], width or 1, *outs):
         refused["cpu"] = "a layer is empty"
-    return [width, depth, normed, activate_last, 4 if normed else 2, *outs], weights, refused
+    return [width, depth, norm, int(activate_last), *outs], weights, refused
+
+
+def _parts(norm: int, activate_last: bool | int, i: int, depth: int) -> int:
+    """Return how many parts layer i has; the head, if there is one, has no norm."""
+    return _PARTS[norm] if activate_last or i + 1 < depth else 2
 
 
 def _layout(x: Tensor, structure: Sequence[int]) -> list[int]:
-    width, layers, normed, activate_last, _, *outs = structure
-    return [*x.shape, width, layers, normed, activate_last, *outs]
+    return [*x.shape, *structure]
 
 
 def _addresses(tensors: Sequence[Tensor | None], structure: Sequence[int]) -> list[int]:
-    """Four addresses a layer: heads of normalised networks and all layers of others have two."""
-    _, layers, normed, activate_last, *_ = structure
+    """Four addresses a layer, 0 where it lacks a part."""
+    _, layers, norm, activate_last, *_ = structure
     found = iter(tensors)
     addresses: list[int] = []
     for _ in structure[_SIZES:]:
         for i in range(layers):
-            parts = 4 if normed and (activate_last or i + 1 < layers) else 2
+            parts = _parts(norm, activate_last, i, layers)
             taken = [next(found) for _ in range(parts)]
             addresses += [0 if x is None else x.data_ptr() for x in taken]
             addresses += [0] * (4 - parts)

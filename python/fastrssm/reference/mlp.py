@@ -19,6 +19,11 @@ def mlp(
             y = F.linear(y, weight, bias)
             if i + 1 == len(layers) and not activate_last:
                 break
-            y = F.elu(y) if scale is None else F.silu(F.layer_norm(y, scale.shape, scale, shift))
+            if scale is None:
+                y = F.elu(y)
+            elif shift is None:
+                y = F.silu(F.rms_norm(y, scale.shape, scale, 1e-4))
+            else:
+                y = F.silu(F.layer_norm(y, scale.shape, scale, shift))
         results.append(y)
     return tuple(results)
