@@ -22,6 +22,7 @@ PER_BACKEND = {
 SCANS = {op for op in OPS if op.startswith("rssm_")}
 SCAN_FILES = {"cpu": "csrc/cpu/rssm_scan.h", "triton": "kernels/rssm_scan.py"}
 SCAN_CARDS = {"rssm_scan", "rssm_plan", "rssm_cpu", "acting", "rssm_triton", "rssm_cuda"}
+SCAN_CARDS |= {"rssm_cuda_weights"}
 # what kernels are made of
 PARTS = {
     "csrc/cpu": {"acting", "buffer", "gemm", "rssm_forward", "rssm_backward", "rssm_plan"},

@@ -37,9 +37,9 @@ int fastrssm_cluster_count(int device, const std::int64_t* layout, int backward,
 // layers: weight, bias, scale and shift of each.
 int fastrssm_cluster_pack(const std::int64_t* layout, int backward, int ranks, int rows,
                           const std::uintptr_t* layers, int count, void* packed, void* stream);
-// tensors: as listed in rssm_launch.h; learns: gradients of the world model's pre-activations are
-// stored, not only those of the policy's.
+// constants: min_std, unimix, action_min_std; tensors: as listed in rssm_launch.h; learns:
+// gradients of the world model's pre-activations are stored, not only those of the policy's.
 int fastrssm_cluster_run(const std::int64_t* layout, int backward, int ranks, int rows,
-                         int clusters, double min_std, double action_min_std, int learns,
+                         int clusters, const double* constants, int learns,
                          const std::uintptr_t* tensors, int layers, void* stream);
 }

@@ -11,22 +11,31 @@ inline int align(int bytes) { return (bytes + 127) / 128 * 128; }
 
 // Where each layer stands in the list of all, as in ops/rssm_plan.py.
 struct Layers {
-  explicit Layers(const Sizes& s) : pre(0), cell(s.pre ? 1 : 0), state(cell + 1), head(state + 1) {
-    policy = head + s.head_layers;
+  explicit Layers(const Sizes& s) : pre(0), cell(s.pre ? 1 : 0), state(cell + 1) {
+    // block_gru has none of the state, and four behind the head
+    head = s.blocks ? state : state + 1;
+    branches = head + s.head_layers;
+    mix = branches + 3;
+    policy = s.blocks ? mix + 1 : branches;
   }
-  int pre, cell, state, head, policy;
+  int pre, cell, state, head, branches, mix, policy;
 };
 
 // What the forward scan keeps for the backward one, in numbers of a row of [T * B].
 struct Kept {
   explicit Kept(const Sizes& s) {
     if (s.pre) pre = take(s.pre), pre_rstd = take(1);
+    if (s.blocks) {
+      branches = take(3 * s.branch), branches_rstd = take(3);
+      mix = take(s.D), mix_rstd = take(1);
+    }
     gates = take(4 * s.D);
     for (int l = 0; l + 1 < s.head_layers; ++l) {
       head[l] = take(s.head_hidden());
       if (!s.split) head_rstd[l] = take(1);
     }
-    raw = take(s.S);
+    // the logits of a categorical latent are a result
+    if (!s.groups) raw = take(s.S);
     for (int l = 0; l + 1 < s.policy_layers; ++l) policy[l] = take(2 * s.policy_width);
     if (s.policy_layers) action_raw = take(s.A);
   }
@@ -35,7 +44,8 @@ struct Kept {
     used += width;
     return place;
   }
-  std::int64_t used = 0, pre = -1, pre_rstd = -1, gates, raw, action_raw = -1;
+  std::int64_t used = 0, pre = -1, pre_rstd = -1, gates, raw = -1, action_raw = -1;
+  std::int64_t branches = -1, branches_rstd = -1, mix = -1, mix_rstd = -1;
   std::int64_t head[kMaxLayers], head_rstd[kMaxLayers], policy[kMaxLayers];
 };
 
@@ -55,7 +65,14 @@ class Builder {
     p.observe = s.observe;
     p.policy = s.policy_layers > 0;
     p.detach = s.detach;
+    p.rms = s.blocks > 0;
+    p.bounded = s.blocks > 0 && !p.policy;
+    p.classes = s.classes();
+    p.own = s.blocks ? s.D / s.blocks : 0;
     p.x = {2, s.S, s.A};
+    p.h = {1, s.D, s.D};
+    // a tile must not hold units of two blocks
+    if (p.own % kTile) p.h = {s.blocks, p.own, p.own};
     p.kept = kept.used;
     p.token = take(kMaxRanks * 16);
     p.barrier_bytes = take(2 * kMaxStages * 8);
@@ -67,6 +84,8 @@ class Builder {
     if (s.policy_layers == 1 || s.policy_layers > 4) {
       return "the policy has none or more than 3 hidden layers";
     }
+    if (s.blocks && s.blocks <= 8 && C > 8) return "8 ranks hold its blocks";
+    if (variable_share(p.x.blocks()) < 0) return "a categorical variable is too wide";
     return nullptr;
   }
 
@@ -77,6 +96,14 @@ class Builder {
   }
   int operand(const Axis& axis) { return take(axis.blocks() * p.rows * kTile * 2); }
   int share(int blocks) const { return ceil_div(blocks, C); }
+  // the same of units of the latent, whose variables stay whole; -1: no rank can hold so many
+  int variable_share(int blocks) const {
+    int each = share(blocks);
+    if (!s.groups) return each;
+    while (each * kTile % s.classes() && each * kTile < s.S) ++each;
+    return each * kTile > kMaxSlice ? -1 : each;
+  }
+  int own_blocks() const { return blocks_of(p.own); }
 
   Group group(const Axis& rows, int copies = 1) const {
     Group g;
@@ -85,6 +112,28 @@ class Builder {
     g.per_rank = share(g.blocks);
     g.copies = copies;
     return g;
+  }
+  // of the new state: a rank has whole blocks of block_gru
+  Group state_group(int copies = 1) const {
+    Group g = group(p.h, copies);
+    if (s.blocks) g.per_rank = own_blocks() * ceil_div(s.blocks, C);
+    return g;
+  }
+  // inputs of each block begin `step` tiles after those of the one before
+  void by_blocks(Group& g, int segment, int step) const {
+    g.each[segment] = own_blocks();
+    g.step[segment] = step;
+  }
+  Matrix of_blocks(int layer, int ld, int copies, bool transposed = false) const {
+    Matrix m = matrix(layer, ld, transposed);
+    m.own = p.own;
+    m.copies = copies;
+    return m;
+  }
+  Matrix of_branches(int first, bool transposed = false) const {
+    Matrix m = matrix(layers.branches, 0, transposed);
+    m.branch = first;
+    return m;
   }
   Group paired(int size) const {
     Group g;

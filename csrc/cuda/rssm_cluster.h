@@ -27,7 +27,7 @@ struct Pointers {
   const unsigned char* packed;
   float *deter, *stoch, *mean, *std, *action, *kept;
   float *gradients, *deter0_grad, *stoch0_grad, *given_action_grad;
-  float min_std, action_min_std;
+  float min_std, unimix, action_min_std;
   // gradients of the world model's pre-activations are wanted, not only those of the policy's
   bool learns;
 };
@@ -86,6 +86,18 @@ class Member {
     const int block = rank * group.per_rank + u / kTile;
     return block < group.blocks ? group.rows.place(block, u % kTile).column : -1;
   }
+  // where a unit of this rank's slice of [stoch | action] comes from
+  FASTRSSM_CLUSTER Place x_place(int u) const {
+    const int block = rank * p.x_share + u / kTile;
+    return block < p.x.blocks() ? p.x.place(block, u % kTile) : Place{0, 0, -1};
+  }
+  // the state in float32, and on the way back gradients: of the state, of [stoch | action]
+  FASTRSSM_CLUSTER float& carry_h(int b, int u) const {
+    return at<float>(p.carry_h)[b * kMaxSlice + u];
+  }
+  FASTRSSM_CLUSTER float& carry_x(int b, int u) const {
+    return at<float>(p.carry_x)[b * kMaxSlice + u];
+  }
   // whether the gradient of a stage's pre-activations is stored
   FASTRSSM_CLUSTER bool learns(const Stage& stage) const { return g.learns || stage.policy; }
   FASTRSSM_CLUSTER float vector(const Stage& stage, int part, int u) const {
@@ -124,7 +136,24 @@ class Member {
       });
     });
   }
-  FASTRSSM_CLUSTER void receive(const Stage& stage) { x.wait(stage.barrier, n & 1, stage.bytes); }
+  // The same for an operand of this rank's own units.
+  FASTRSSM_CLUSTER void keep_own(const typename Machine::template PerLane<std::uint32_t>& pairs,
+                                 int first, int shift, int target, int units) {
+    x.lanes([&](int lane) {
+      const At to = place(first + lane, shift, units);
+      if (!to.active) return;
+      const int pair = (to.u / kTile * kRows + to.b) * kTile + to.u % kTile;
+      at<std::uint32_t>(target)[pair / 2] = pairs[lane];
+    });
+  }
+  FASTRSSM_CLUSTER void receive(const Stage& stage) {
+    if (stage.barrier >= 0) {
+      x.wait(stage.barrier, n & 1, stage.bytes);
+    } else {
+      // sums were read, and nothing was received since
+      x.sync();
+    }
+  }
 
   // ---- norms over the units of all ranks
 
@@ -142,7 +171,7 @@ class Member {
     });
   }
   FASTRSSM_CLUSTER int units_of(const Group& group, int owner) const {
-    const int left = group.rows.size - owner * group.units();
+    const int left = group.rows.units() - owner * group.units();
     return left < 0 ? 0 : left < group.units() ? left : group.units();
   }
 
@@ -157,6 +186,12 @@ class Member {
     const Feed& feed = p.feed[i];
     return input_buffer(
         n)[feed.place + b * feed.units() + (feed.whole && feed.axis.last == 1 ? 0 : u)];
+  }
+
+  // the row of such numbers
+  FASTRSSM_CLUSTER const float* fed_row(const Stage& stage, int which, int b) const {
+    const Feed& feed = p.feed[stage.feed[which]];
+    return input_buffer(n) + feed.place + b * feed.units();
   }
 
   // Begins to copy every `stride`th input of a step into the buffer of step count `step`. A warp

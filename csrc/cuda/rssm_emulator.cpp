@@ -67,15 +67,15 @@ FASTRSSM_EXPORT const char* emulator_pack(const std::int64_t* layout, int backwa
 // Runs a scan; `options`: backward, ranks, rows, clusters, order, seed, mutation, which barrier,
 // and whether the world model learns. Returns what went wrong, or an empty string.
 FASTRSSM_EXPORT const char* emulator_run(const std::int64_t* layout, const int* options,
-                                         double min_std, double action_min_std,
-                                         const std::uintptr_t* tensors, int layers) {
+                                         const double* constants, const std::uintptr_t* tensors,
+                                         int layers) {
   static std::string error;
   auto p = std::make_unique<Program>();
   const int backward = options[0], ranks = options[1], rows = options[2];
   const char* why =
       (backward ? make_backward : make_forward)(sizes_of(layout), ranks, rows, p.get());
   if (why) return why;
-  const Pointers g = pointers_of(tensors, layers, min_std, action_min_std, options[8] != 0);
+  const Pointers g = pointers_of(tensors, layers, constants, options[8] != 0);
   const auto go = [&](auto scan) {
     return scan(*p, g, options[3], options[4], options[5], static_cast<Mutation>(options[6]),
                 options[7]);
@@ -97,6 +97,18 @@ FASTRSSM_EXPORT void emulator_cell(int n, const float* in, float* out) {
     const GateGrads d = cell_backward(at(5), g.r, g.z, g.n, g.hn, at(4));
     const float found[] = {g.r, g.z, g.n, g.hn, g.h, d.r, d.z, d.xn, d.hn, d.before};
     for (int k = 0; k < 10; ++k) out[k * n + i] = found[k];
+  }
+}
+
+// The same of block_gru: r_sum, c_sum, u_sum, before, grad in; h, then gradients of all but the
+// last out.
+FASTRSSM_EXPORT void emulator_block_cell(int n, const float* in, float* out) {
+  for (int i = 0; i < n; ++i) {
+    const auto at = [&](int k) { return in[k * n + i]; };
+    const Gates g = block_forward(at(0), at(1), at(2), at(3));
+    const GateGrads d = block_backward(at(4), g.r, g.z, g.n, g.hn, at(3));
+    const float found[] = {g.h, d.r, d.hn, d.z, d.before};
+    for (int k = 0; k < 5; ++k) out[k * n + i] = found[k];
   }
 }
 

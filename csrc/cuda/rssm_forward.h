@@ -1,14 +1,14 @@
 // The forward cluster scan: one cluster takes a tile of rows through all times.
 #pragma once
 
-#include "cuda/rssm_norm.h"
+#include "cuda/rssm_draw.h"
 
 namespace fastrssm::cluster {
 
 template <class Machine, int kRowTiles>
-class Forward : public Norms<Machine, kRowTiles, forward_held0(8 * kRowTiles), kForwardHeld1> {
+class Forward : public Draws<Machine, kRowTiles, forward_held0(8 * kRowTiles), kForwardHeld1> {
  public:
-  using Base = Norms<Machine, kRowTiles, forward_held0(8 * kRowTiles), kForwardHeld1>;
+  using Base = Draws<Machine, kRowTiles, forward_held0(8 * kRowTiles), kForwardHeld1>;
   using Base::b0;
   using Base::Base;
   using Base::g;
@@ -45,17 +45,17 @@ class Forward : public Norms<Machine, kRowTiles, forward_held0(8 * kRowTiles), k
     x.sync();
     this->read_ahead(0, n, 0, 1);
     x.threads([&](int thread) {
-      fill(thread, p.h_operand + p.h_other * ((n + 1) & 1), 0, p.D,
+      fill(thread, p.h_operand + p.h_other * ((n + 1) & 1), 0, p.h,
            [&](int b, int u) { return g.deter0[(b0 + b) * p.D + u]; });
-      fill(thread, p.x_operand, 0, p.S, [&](int b, int u) {
+      fill(thread, p.x_operand, 0, {1, p.S, p.S}, [&](int b, int u) {
         return this->keeps(0, b) != 0.0f ? g.stoch0[(b0 + b) * p.S + u] : 0.0f;
       });
       if (p.action_feed >= 0) {
-        fill(thread, p.x_operand, blocks_of(p.S), p.A,
-             [&](int b, int u) { return g.source[kAction][(b0 + b) * p.A + u]; });
+        fill(thread, p.x_operand, blocks_of(p.S), {1, p.A, p.A},
+             [&](int b, int u) { return bounded(g.source[kAction][(b0 + b) * p.A + u]); });
       }
     });
-    const Group& group = main().product.group[0];
+    const Group& group = p.stage[p.cell].product.group[0];
     this->rows_of(group.units(), [&](int first, int shift) {
       x.lanes([&](int lane) {
         const At to = this->place(first + lane, shift, group.units());
@@ -63,7 +63,7 @@ class Forward : public Norms<Machine, kRowTiles, forward_held0(8 * kRowTiles), k
         for (int j = 0; j < 2; ++j) {
           const int column = to.active ? this->column_of(group, to.u + j) : -1;
           if (to.active) {
-            carry(to.b, to.u + j) =
+            this->carry_h(to.b, to.u + j) =
                 column >= 0 && to.stored ? g.deter0[(b0 + to.b) * p.D + column] : 0.0f;
           }
         }
@@ -74,20 +74,27 @@ class Forward : public Norms<Machine, kRowTiles, forward_held0(8 * kRowTiles), k
     multiply_state(n);
   }
 
-  // an operand [units] of this rank from element (row, unit) of rows of the batch
+  FASTRSSM_CLUSTER float bounded(float action) const {
+    return p.bounded ? action / bound_of(action) : action;
+  }
+
+  // blocks of an operand from `block` on, from element (row, unit) of rows of the batch
   template <class Value>
-  FASTRSSM_CLUSTER void fill(int thread, int operand, int block, int units, Value value) {
+  FASTRSSM_CLUSTER void fill(int thread, int operand, int block, const Axis& axis, Value value) {
+    const int units = axis.blocks() * kTile;
 #pragma unroll 1
     for (int i = thread; i < kRows * units; i += kThreads) {
-      const int b = i / units, u = i % units;
+      const int b = i / units, u = i % units, column = axis.place(u / kTile, u % kTile).column;
+      if (column < 0) continue;
       const int to = ((block + u / kTile) * kRows + b) * kTile + u % kTile;
-      const float from = b0 + b < p.B ? value(b, u) : 0.0f;
+      const float from = b0 + b < p.B ? value(b, column) : 0.0f;
       this->template at<std::uint16_t>(operand)[to] =
           static_cast<std::uint16_t>(bfloat16_bits(from));
     }
   }
 
-  // The state's part of the gates, as soon as the state is there: it does not wait for the latent.
+  // The state's part of the first product that reads it and the latent, as soon as the state is
+  // there: it does not wait for the latent.
   FASTRSSM_CLUSTER void multiply_state(int step) {
     x.warps([&](int warp) {
       PerLane<Sums> sums;
@@ -102,23 +109,30 @@ class Forward : public Norms<Machine, kRowTiles, forward_held0(8 * kRowTiles), k
     for (int s = 0; s < p.stages; ++s) {
       const Stage& stage = p.stage[s];
       if (s == p.main) {
-        multiply_cell(stage.product);
+        multiply_main(stage.product);
       } else {
         this->multiply(stage.product);
       }
-      retire(stage);
+      retire(stage.product);
       switch (stage.kind) {
         case Kind::kNorm:
           this->norm(stage);
           break;
+        case Kind::kBranch:
+          this->branch(stage);
+          break;
         case Kind::kCell:
+        case Kind::kBlockCell:
           cell(stage);
           break;
         case Kind::kElu:
           hidden(stage);
           break;
+        case Kind::kDrawClass:
+          this->draw_class(stage);
+          break;
         default:
-          draw(stage);
+          this->draw(stage);
       }
       // what follows stands where all ranks wait for each other
       if (s == p.main && more) this->read_ahead(t + 1, n + 1, 0, 1);
@@ -127,7 +141,7 @@ class Forward : public Norms<Machine, kRowTiles, forward_held0(8 * kRowTiles), k
     }
   }
 
-  FASTRSSM_CLUSTER void multiply_cell(const Product& product) {
+  FASTRSSM_CLUSTER void multiply_main(const Product& product) {
     x.warps([&](int warp) {
       PerLane<Sums> sums;
       this->template multiply_held<0, kHeld0>(product, 0, n, warp, held_, sums);
@@ -141,16 +155,14 @@ class Forward : public Norms<Machine, kRowTiles, forward_held0(8 * kRowTiles), k
   }
 
   // operands that nobody reads any more
-  FASTRSSM_CLUSTER void retire(const Stage& stage) {
-    if (!Machine::kWatches) return;
-    const Product& product = stage.product;
-    for (int s = 0; s < product.segments; ++s) {
-      const Segment& in = product.segment[s];
-      const bool policy = stage.kind == Kind::kElu && product.segments > 1;
-      const bool early = in.other && s == 0;
-      if (policy || early) continue;
-      const int buffer = in.other * x.buffer(n + 1);
-      x.retire(in.operand + buffer, in.columns.blocks() * kRows * kTile * 2);
+  FASTRSSM_CLUSTER void retire(const Product& product) {
+    if constexpr (Machine::kWatches) {
+      for (int s = 0; s < product.segments; ++s) {
+        const Segment& in = product.segment[s];
+        if (in.again || in.local) continue;
+        const int buffer = in.other * x.buffer(n + 1);
+        x.retire(in.operand + buffer, in.columns.blocks() * kRows * kTile * 2);
+      }
     }
   }
 
@@ -169,7 +181,7 @@ class Forward : public Norms<Machine, kRowTiles, forward_held0(8 * kRowTiles), k
 #pragma unroll 1
           for (int u = lane; u < p.A; u += kWarp) {
             operand[((blocks_of(p.S) + u / kTile) * kRows + b) * kTile + u % kTile] =
-                static_cast<std::uint16_t>(bfloat16_bits(from[b * p.A + u]));
+                static_cast<std::uint16_t>(bfloat16_bits(bounded(from[b * p.A + u])));
           }
         }
       });
@@ -180,6 +192,7 @@ class Forward : public Norms<Machine, kRowTiles, forward_held0(8 * kRowTiles), k
     const Product& product = stage.product;
     const Group& group = product.group[0];
     const int units = group.units(), target = stage.target + stage.other * x.buffer(n);
+    const bool in_blocks = stage.kind == Kind::kBlockCell;
     this->rows_of(units, [&](int first, int shift) {
       PerLane<std::uint32_t> sent;
       PerLane<Gates> kept[2];
@@ -193,17 +206,19 @@ class Forward : public Norms<Machine, kRowTiles, forward_held0(8 * kRowTiles), k
           kept[j][lane] = Gates{};
           if (column < 0) continue;
           const float keep = this->keep(to.b);
-          float part[2][3];
+          float part[2][3] = {};
 #pragma unroll
           for (int gate = 0; gate < 3; ++gate) {
             const int row = product.row(0, u / kTile, gate);
             part[0][gate] = this->sum(product, 0, row, to.b, i) + this->vector(stage, gate, u);
-            part[1][gate] = keep * this->sum(product, 1, row, to.b, i);
+            if (!in_blocks) part[1][gate] = keep * this->sum(product, 1, row, to.b, i);
           }
+          const float before = keep * this->carry_h(to.b, u);
           const Gates gates =
-              cell_forward(part[0][0] + part[1][0], part[0][1] + part[1][1], part[0][2],
-                           part[1][2] + this->vector(stage, 3, u), keep * carry(to.b, u));
-          carry(to.b, u) = h[j] = gates.h;
+              in_blocks ? block_forward(part[0][0], part[0][1], part[0][2], before)
+                        : cell_forward(part[0][0] + part[1][0], part[0][1] + part[1][1], part[0][2],
+                                       part[1][2] + this->vector(stage, 3, u), before);
+          this->carry_h(to.b, u) = h[j] = gates.h;
           kept[j][lane] = gates;
         }
         sent[lane] = bfloat16_pair(h[0], h[1]);
@@ -244,13 +259,8 @@ class Forward : public Norms<Machine, kRowTiles, forward_held0(8 * kRowTiles), k
           const int u = to.u + j;
           y[j][lane] = 0.0f;
           if (!to.active || this->column_of(group, u) < 0) continue;
-          float total = this->sum_of(product, 0, 0, to.b, u) + this->vector(stage, 0, u) +
-                        this->fed(stage, 0, to.b, u);
-          // a policy's second segment is the state, zero where an episode begins
-          if (product.segments > 1) {
-            total += this->keep(to.b) * this->sum_of(product, 0, 1, to.b, u);
-          }
-          y[j][lane] = elu(total);
+          y[j][lane] = elu(this->sum_of_both(product, to.b, u) + this->vector(stage, 0, u) +
+                           this->fed(stage, 0, to.b, u));
         }
         sent[lane] = bfloat16_pair(y[0][lane], y[1][lane]);
       });
@@ -267,60 +277,6 @@ class Forward : public Norms<Machine, kRowTiles, forward_held0(8 * kRowTiles), k
       });
     });
     if (!group.owned(rank)) this->send_token(stage.barrier);
-  }
-
-  // the latent, or the action of a policy
-  FASTRSSM_CLUSTER void draw(const Stage& stage) {
-    const Product& product = stage.product;
-    const Group& group = product.group[0];
-    const bool acts = stage.kind == Kind::kAct;
-    const int units = group.units(), size = group.rows.size;
-    this->rows_of(units, [&](int first, int shift) {
-      PerLane<std::uint32_t> sent;
-      PerLane<float> mean[2], raw[2], value[2];
-      x.lanes([&](int lane) {
-        const At to = this->place(first + lane, shift, units);
-        const float min_std = acts ? g.action_min_std : g.min_std;
-        float operand[2] = {};
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const int u = to.u + j, block = u / 8, i = u % 8;
-          mean[j][lane] = raw[j][lane] = value[j][lane] = 0.0f;
-          if (!to.active || rank * units + u >= size) continue;
-          mean[j][lane] = this->sum(product, 0, block, to.b, i) + this->vector(stage, 0, u);
-          raw[j][lane] = this->sum(product, 0, block, to.b, i + 8) + this->vector(stage, 1, u);
-          const float std = std_of(raw[j][lane], acts || p.split, min_std);
-          value[j][lane] = mean[j][lane] + std * this->fed(stage, 0, to.b, u);
-          if (acts) value[j][lane] = quick_tanh(value[j][lane]);
-          // the next step sees no latent of another episode
-          const bool last = acts || t + 1 == p.T;
-          operand[j] = last || this->keep(to.b, 1) != 0.0f ? value[j][lane] : 0.0f;
-        }
-        sent[lane] = bfloat16_pair(operand[0], operand[1]);
-      });
-      this->send(sent, first, shift, stage.target, group.per_rank, true, 0, group.blocks,
-                 stage.barrier);
-      x.lanes([&](int lane) {
-        const At to = this->place(first + lane, shift, units);
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const int index = rank * units + to.u + j;
-          if (!to.active || !to.stored || index >= size) continue;
-          const std::int64_t at = to.row * size + index;
-          (acts ? g.action : g.stoch)[at] = value[j][lane];
-          if (!acts) {
-            g.mean[at] = mean[j][lane];
-            g.std[at] = std_of(raw[j][lane], p.split, g.min_std);
-          }
-          if (g.kept) g.kept[stage.keep * p.T * p.B + at] = raw[j][lane];
-        }
-      });
-    });
-    if (!group.owned(rank)) this->send_token(stage.barrier);
-  }
-
-  FASTRSSM_CLUSTER float& carry(int b, int u) const {
-    return this->template at<float>(p.carry_h)[b * kMaxSlice + u];
   }
 
   typename Machine::template PerThread<Held> held_;

@@ -7,8 +7,6 @@
 
 namespace fastrssm::cluster {
 
-// T, B, then the numbers of ops.rssm_plan.Plan.structure before those of the layers.
-constexpr int kLayoutNumbers = 18;
 // Addresses of a launch: inputs, results, gradients of results, what the launch writes besides,
 // packed weights, then weight, bias, scale and shift of each layer.
 enum Tensor : int {
@@ -39,6 +37,7 @@ enum Tensor : int {
   kInLayers
 };
 
+// layout: T, B, then the numbers of ops.rssm_plan.Plan.structure before those of the layers.
 inline Sizes sizes_of(const std::int64_t* layout) {
   const auto number = [&](int i) { return static_cast<int>(layout[i]); };
   Sizes s;
@@ -53,13 +52,18 @@ inline Sizes sizes_of(const std::int64_t* layout) {
   s.head_width = number(11);
   s.policy_layers = number(12);
   s.policy_width = number(13);
+  // of a gaussian latent the groups are 1
+  s.groups = layout[8] == 1 ? number(5) : 0;
+  s.blocks = number(16);
+  s.branch = number(17);
   s.observe = layout[14] != 0;
   s.detach = layout[15] != 0;
   return s;
 }
 
-inline Pointers pointers_of(const std::uintptr_t* tensors, int layers, double min_std,
-                            double action_min_std, bool learns) {
+// constants: min_std, unimix, action_min_std
+inline Pointers pointers_of(const std::uintptr_t* tensors, int layers, const double* constants,
+                            bool learns) {
   const auto read = [&](int i) { return reinterpret_cast<const float*>(tensors[i]); };
   const auto write = [&](int i) { return reinterpret_cast<float*>(tensors[i]); };
   Pointers g = {};
@@ -71,6 +75,7 @@ inline Pointers pointers_of(const std::uintptr_t* tensors, int layers, double mi
   g.source[kDeter] = read(kOutDeter);
   g.source[kDrawn] = read(kOutAction);
   g.source[kKept] = read(kOutKept);
+  g.source[kLogits] = read(kOutMean);
   g.source[kDeterGrad] = read(kInDeterGrad);
   g.source[kStochGrad] = read(kInStochGrad);
   g.source[kMeanGrad] = read(kInMeanGrad);
@@ -93,8 +98,9 @@ inline Pointers pointers_of(const std::uintptr_t* tensors, int layers, double mi
   g.deter0_grad = write(kOutDeter0Grad);
   g.stoch0_grad = write(kOutStoch0Grad);
   g.given_action_grad = write(kOutActionGrad);
-  g.min_std = static_cast<float>(min_std);
-  g.action_min_std = static_cast<float>(action_min_std);
+  g.min_std = static_cast<float>(constants[0]);
+  g.unimix = static_cast<float>(constants[1]);
+  g.action_min_std = static_cast<float>(constants[2]);
   g.learns = learns;
   return g;
 }

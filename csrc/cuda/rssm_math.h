@@ -24,6 +24,14 @@ FASTRSSM_HD float quick_tanh(float x) {
 #endif
 }
 
+FASTRSSM_HD float quick_exp(float x) {
+#ifdef __CUDA_ARCH__
+  return __expf(x);
+#else
+  return std::exp(x);
+#endif
+}
+
 FASTRSSM_HD float square_root_of(float x) {
 #ifdef __CUDA_ARCH__
   return sqrtf(x);
@@ -71,6 +79,33 @@ FASTRSSM_HD GateGrads cell_backward(float grad, float r, float z, float n, float
   return d;
 }
 
+// The same of block_gru: z is the share of the new value, hn its sum.
+FASTRSSM_HD Gates block_forward(float r_sum, float c_sum, float u_sum, float before) {
+  Gates g;
+  g.r = quick_sigmoid(r_sum);
+  g.z = quick_sigmoid(u_sum - 1.0f);
+  g.hn = c_sum;
+  g.n = quick_tanh(g.r * c_sum);
+  g.h = before + g.z * (g.n - before);
+  return g;
+}
+// hn: of c_sum.
+FASTRSSM_HD GateGrads block_backward(float grad, float r, float z, float n, float hn,
+                                     float before) {
+  GateGrads d;
+  d.xn = grad * z * (1.0f - n * n);
+  d.r = d.xn * hn * r * (1.0f - r);
+  d.z = grad * (n - before) * z * (1.0f - z);
+  d.hn = d.xn * r;
+  d.before = grad * (1.0f - z);
+  return d;
+}
+
+// By which an action is divided: beyond its bounds it counts as one on them.
+FASTRSSM_HD float bound_of(float action) {
+  return action > 1.0f ? action : action < -1.0f ? -action : 1.0f;
+}
+
 // The standard deviation of split and of joint heads, and its derivative.
 FASTRSSM_HD float std_of(float raw, bool split, float min_std) {
   return (split ? softplus_of(raw) : 2.0f * quick_sigmoid(0.5f * raw)) + min_std;
@@ -79,6 +114,17 @@ FASTRSSM_HD float std_slope(float raw, bool split) {
   if (split) return quick_sigmoid(raw);
   const float half = quick_sigmoid(0.5f * raw);
   return half * (1.0f - half);
+}
+
+// The largest of n numbers, and the sum of their exponentials below it.
+struct Softmax {
+  float top, total;
+};
+FASTRSSM_HD Softmax softmax_of(const float* x, int n) {
+  Softmax sums = {x[0], 0.0f};
+  for (int k = 1; k < n; ++k) sums.top = x[k] > sums.top ? x[k] : sums.top;
+  for (int k = 0; k < n; ++k) sums.total += quick_exp(x[k] - sums.top);
+  return sums;
 }
 
 FASTRSSM_HD std::uint32_t bfloat16_bits(float x) {

@@ -105,6 +105,21 @@ class Engine : public Member<Machine, kRowTiles> {
           continue;
         }
         const int column = this->column_of(group, u), D = p.D;
+        if (stage.kind == Kind::kBranch || stage.kind == Kind::kBranchBack) {
+          const int block = rank * group.per_rank + u / kTile;
+          const Place of = block < group.blocks ? group.rows.place(block, u % kTile) : Place{};
+          for (int part = 0; part < 2; ++part) {
+            to[part * units] = column < 0 ? 0.0f : part_of(stage.layer + of.part, part, of.index);
+          }
+          continue;
+        }
+        if (stage.kind == Kind::kBlockCell) {
+          for (int gate = 0; gate < 3; ++gate) {
+            const int place = (column / p.own * 3 + gate) * p.own + column % p.own;
+            to[gate * units] = part_of(stage.layer, 0, column < 0 ? -1 : place);
+          }
+          continue;
+        }
         if (stage.kind == Kind::kCell) {
           for (int gate = 0; gate < 3; ++gate) {
             const int place = column < 0 ? -1 : gate * D + column;
@@ -135,10 +150,13 @@ class Engine : public Member<Machine, kRowTiles> {
     for (int r = 0; r < kRowTiles; ++r) x.mma(a, tile + r * 8 * kTile * 2, sums, r);
   }
 
-  // the input tile at which a job's sums begin
-  FASTRSSM_CLUSTER int begin_of(const Product& product, const Job& job) const {
+  // the tile of segment s at which a job's sums begin
+  FASTRSSM_CLUSTER int begin_of(const Product& product, const Job& job, int s) const {
     const Group& group = product.group[job.group];
-    return group.begin(rank * group.per_rank + job.block);
+    const int before = rank * group.per_rank, block = before + job.block;
+    // behind the last block weights are zero, and any operand does
+    if (block >= group.blocks) return 0;
+    return group.begin(product.segment[s].local ? job.block : block, s);
   }
 
   FASTRSSM_CLUSTER void store_sums(const Product& product, int segment, const Job& job,
@@ -166,7 +184,7 @@ class Engine : public Member<Machine, kRowTiles> {
     if (warp >= product.jobs) return;
     const Job& job = product.job[warp];
     const Segment& in = product.segment[s];
-    const int begin = begin_of(product, job), first = job.first[s], count = job.count[s];
+    const int begin = begin_of(product, job, s), first = job.first[s], count = job.count[s];
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       // behind the last tile weights are zero, and any operand does
@@ -192,11 +210,11 @@ class Engine : public Member<Machine, kRowTiles> {
     x.warps([&](int warp) {
       if (warp >= product.jobs) return;
       const Job& job = product.job[warp];
-      const int begin = begin_of(product, job);
       const Words* weights =
           this->template at<Words>(product.weights) + job.row * product.depth() * kWarp;
       for (int s = 0; s < product.segments; ++s) {
         const Segment& in = product.segment[s];
+        const int begin = begin_of(product, job, s);
         PerLane<Sums> sums;
         x.lanes([&](int lane) { sums[lane] = Sums{}; });
 #pragma unroll 2
@@ -227,6 +245,11 @@ class Engine : public Member<Machine, kRowTiles> {
   FASTRSSM_CLUSTER float sum_of(const Product& product, int group, int segment, int b,
                                 int u) const {
     return sum(product, segment, product.row(group, u / kTile, 0), b, u % kTile);
+  }
+  // the same of both segments; the second one is of the state, zero where an episode begins
+  FASTRSSM_CLUSTER float sum_of_both(const Product& product, int b, int u) const {
+    const float total = sum_of(product, 0, 0, b, u);
+    return product.segments > 1 ? total + this->keep(b) * sum_of(product, 0, 1, b, u) : total;
   }
 };
 

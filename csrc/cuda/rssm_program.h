@@ -19,7 +19,7 @@ constexpr int kTileBytes = 512;
 // conflicts
 constexpr int kSumRow = 20;
 constexpr int kMaxRanks = 16;
-constexpr int kMaxLayers = 12;
+constexpr int kMaxLayers = 13;
 constexpr int kMaxStages = 14;
 constexpr int kMaxFeeds = 28;
 constexpr int kMaxSplits = kWarps;
@@ -50,6 +50,7 @@ struct Axis {
   FASTRSSM_HD constexpr int blocks() const {
     return (parts - 1) * blocks_of(size) + blocks_of(last);
   }
+  FASTRSSM_HD constexpr int units() const { return (parts - 1) * size + last; }
   FASTRSSM_HD constexpr Place place(int block, int i) const {
     const int each = blocks_of(size);
     int part = 0;
@@ -67,23 +68,35 @@ struct Matrix {
   bool transposed = false;
   bool diagonal = false;  // a mean and a std network: only equal parts meet
   bool gates = false;     // columns are the gates [xn | r | z | hn] of the cell's gradient
+  int own = 0;            // block-diagonal, of blocks of so many inputs; 0: it is not
+  int copies = 1;         // and of so many times as many outputs
+  // layers of [deter | stoch | action], whose results stand side by side: the first of those that
+  // read this operand; -1: none of them
+  int branch = -1;
 };
 
 // Blocks of outputs, dealt to the ranks in equal contiguous shares.
 struct Group {
   Axis rows = {1, 0, 0};
   int blocks = 0, per_rank = 0;
-  int copies = 1;              // tiles a block: the three gates of a cell
-  bool paired = false;         // a tile holds 8 units of each of two parts
-  int first = 0;               // input tile at which its sums begin
-  int half = 1 << 30, at = 0;  // blocks from `half` on begin `at` tiles later
+  int copies = 1;       // tiles a block: the three gates of a cell
+  bool paired = false;  // a tile holds 8 units of each of two parts
+  int first = 0;        // tile of the first segment at which its sums begin
+  // by segment: every so many blocks begin so many tiles later; 0: they do not
+  int each[2] = {0, 0}, step[2] = {0, 0};
 
   FASTRSSM_HD int units() const { return per_rank * (paired ? kTile / 2 : kTile); }
   FASTRSSM_HD int owned(int rank) const {
     const int left = blocks - rank * per_rank;
     return left < 0 ? 0 : left < per_rank ? left : per_rank;
   }
-  FASTRSSM_HD int begin(int block) const { return first + (block >= half ? at : 0); }
+  FASTRSSM_HD int begin(int block, int segment) const {
+    int tile = segment ? 0 : first;
+    if (each[segment]) {
+      for (; block >= each[segment]; block -= each[segment]) tile += step[segment];
+    }
+    return tile;
+  }
 };
 
 // Inputs of a product: tiles of an operand.
@@ -91,6 +104,8 @@ struct Segment {
   int operand = 0;  // byte in shared memory
   int other = 0;    // distance to the second buffer; 0: there is none
   int tiles = 0;
+  bool local = false;  // of the rank's own units alone
+  bool again = false;  // and a later stage reads it once more
   Axis columns = {1, 0, 0};
   Matrix matrix[2];  // by group
 };
@@ -124,16 +139,23 @@ struct Product {
 
 enum class Kind : int {
   kNorm,
+  kBranch,
   kCell,
+  kBlockCell,
   kElu,
   kDraw,
+  kDrawClass,
   kAct,
   kUndraw,
+  kUndrawClass,
   kEluBack,
   kNormBack,
   kGatesBack,
   kCellBack,
   kPreBack,
+  kBlockGatesBack,
+  kBranchBack,
+  kInputsBack,
   kUnact,
   kPolicyBack
 };
@@ -148,6 +170,7 @@ enum Source : int {
   kDeter,  // results
   kDrawn,  // actions drawn by the policy
   kKept,
+  kLogits,  // results
   kDeterGrad,
   kStochGrad,
   kMeanGrad,
@@ -179,7 +202,7 @@ struct Stage {
   Kind kind = Kind::kNorm;
   Product product;
   Axis axis = {1, 0, 0};  // of the results
-  int target = 0;         // operand that the exchange fills
+  int target = 0;         // operand that the exchange fills; without one, the rank's own part of it
   int other = 0;          // distance to its second buffer
   int barrier = -1, bytes = 0;
   int stats_barrier = -1, stats_bytes = 0, stats = 0;
@@ -200,7 +223,10 @@ struct Sizes {
   bool split;
   int pre, head_layers, head_width, policy_layers, policy_width;
   bool observe, detach;
+  int groups = 0;              // of a categorical latent; 0: it is gaussian
+  int blocks = 0, branch = 0;  // of block_gru, and the width of its input layers; 0: torch_gru
 
+  int classes() const { return groups ? S / groups : 0; }
   int reads() const { return pre ? pre : S + A; }
   int head_hidden() const { return split ? 2 * head_width : head_width; }
 };
@@ -210,13 +236,18 @@ struct Program {
   int T = 0, D = 0, S = 0, A = 0;
   std::int64_t B = 0;
   bool split = false, observe = false, policy = false, detach = false;
+  bool rms = false;      // norms are of the root mean square
+  bool bounded = false;  // actions beyond 1 count as 1
+  int classes = 0;       // of a categorical variable; 0: the latent is gaussian
+  int own = 0;           // units of a block of block_gru
   int feeds = 0;
   Feed feed[kMaxFeeds];
   int action_feed = -1;  // of given actions
   int stages = 0, barriers = 0;
   Stage stage[kMaxStages];
   int main = 0;  // the stage whose weights are held
-  Axis x = {2, 0, 0};
+  int cell = 0;  // that gives the new state
+  Axis x = {2, 0, 0}, h = {1, 0, 0};
   int x_operand = 0, h_operand = 0, h_other = 0;
   int x_share = 0, h_share = 0;  // blocks of a rank in the backward scan
   int input_floats = 0;
@@ -248,25 +279,40 @@ FASTRSSM_HD std::int64_t weight_place(const Product& p, int rank, int row, int s
   *layer = m.layer;
   if (m.layer < 0 || block >= group.blocks) return -1;
   Place out;
-  if (group.copies > 1) {
-    out = group.rows.place(block, i);
-    if (out.column < 0) return -1;
-    out.part = local % group.copies;
-    out.column += out.part * D;
-  } else if (group.paired) {
+  if (group.paired) {
     const int index = block * (kTile / 2) + i % (kTile / 2), part = i / (kTile / 2);
     if (index >= group.rows.size) return -1;
     out = {part, index, part * group.rows.size + index};
   } else {
     out = group.rows.place(block, i);
     if (out.column < 0) return -1;
+    if (group.copies > 1) {
+      out.part = local % group.copies;
+      out.column = m.own
+                       ? (out.column / m.own * group.copies + out.part) * m.own + out.column % m.own
+                       : out.part * D + out.column;
+    }
   }
-  const Place col = in.columns.place(group.begin(block) + tile, k);
+  const Place col = in.columns.place(group.begin(block, segment) + tile, k);
   if (col.column < 0 || (m.diagonal && col.part != out.part)) return -1;
-  const std::int64_t ld = m.ld;
-  if (!m.transposed) return out.column * ld + m.shift + (m.diagonal ? col.index : col.column);
-  const int row_of = m.gates ? (col.part + 2) % 3 * D + col.index : col.column;
-  return row_of * ld + m.shift + (m.diagonal ? out.index : out.column);
+  // of the layer: `to` is its output, `from` its input
+  const Place &to = m.transposed ? col : out, &from = m.transposed ? out : col;
+  if (m.own) {
+    if (to.column / (m.own * m.copies) != from.column / m.own) return -1;
+    return static_cast<std::int64_t>(to.column) * m.ld + from.column % m.own;
+  }
+  if (m.branch >= 0) {
+    const Axis& inputs = m.transposed ? group.rows : in.columns;
+    const int source = m.branch ? m.branch + from.part : 0;
+    if (to.part != source) return -1;
+    *layer = m.layer + source;
+    if (source == 0) return static_cast<std::int64_t>(to.index) * D + from.column;
+    return static_cast<std::int64_t>(to.index) * (from.part ? inputs.last : inputs.size) +
+           from.index;
+  }
+  const int row_of = m.gates ? (col.part + 2) % 3 * D + col.index : to.column;
+  return static_cast<std::int64_t>(row_of) * m.ld + m.shift +
+         (m.diagonal ? from.index : from.column);
 }
 
 // Which two inputs of a tile register `reg` of a lane holds of which output: lane l of mma.sync has

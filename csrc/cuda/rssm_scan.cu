@@ -117,13 +117,13 @@ int fastrssm_cluster_pack(const std::int64_t* layout, int backward, int ranks, i
 }
 
 int fastrssm_cluster_run(const std::int64_t* layout, int backward, int ranks, int rows,
-                         int clusters, double min_std, double action_min_std, int learns,
+                         int clusters, const double* constants, int learns,
                          const std::uintptr_t* tensors, int layers, void* stream) {
   const auto p = std::make_unique<Program>();
   if (make(layout, backward, ranks, rows, p.get())) return cudaErrorInvalidValue;
   const Kernel kernel = kernel_of(backward, rows);
   if (const cudaError_t error = prepare(kernel, backward, rows)) return error;
-  const Pointers pointers = pointers_of(tensors, layers, min_std, action_min_std, learns != 0);
+  const Pointers pointers = pointers_of(tensors, layers, constants, learns != 0);
   const Config config(*p, clusters, stream);
   const cudaError_t error = cudaLaunchKernelEx(&config.launch, kernel, *p, pointers);
   return error ? error : cudaGetLastError();

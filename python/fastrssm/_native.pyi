@@ -87,7 +87,7 @@ def rssm_cluster_refusal(layout: collections.abc.Sequence[typing.SupportsInt | t
     """
     Why a cluster cannot hold a scan; empty when it can.
     """
-def rssm_cluster_run(stream: typing.SupportsInt | typing.SupportsIndex, layout: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], backward: bool, ranks: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, clusters: typing.SupportsInt | typing.SupportsIndex, min_std: typing.SupportsFloat | typing.SupportsIndex, action_min_std: typing.SupportsFloat | typing.SupportsIndex, learns: bool, tensors: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+def rssm_cluster_run(stream: typing.SupportsInt | typing.SupportsIndex, layout: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], backward: bool, ranks: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, clusters: typing.SupportsInt | typing.SupportsIndex, constants: typing.Annotated[collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], "FixedSize(3)"], learns: bool, tensors: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
     ...
 def rssm_cluster_sizes(layout: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], backward: bool, ranks: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex) -> list[int]:
     """

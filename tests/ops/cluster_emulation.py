@@ -10,15 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from rounded import RoundedProducts
+from scan_runs import matmul_precision, run, same, settled
 
-from fastrssm.ops import rssm_cuda, rssm_scan
+from fastrssm.ops import rssm_cuda, rssm_plan, rssm_scan
+from fastrssm.ops.rssm_cuda_weights import spread
+from tests.checks import assert_matches
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 OPTIONS = ("-std=c++20", "-O2", "-fPIC", "-shared", "-Wno-unknown-pragmas", f"-I{CSRC}")
 # orders in which stores arrive: at once, as late as possible, any
 AT_ONCE, LATE, ANY = range(3)
-MUTATIONS = ("none", "parity", "bytes", "buffer", "token", "skipped wait", "wrong barrier")
+EVERY_MUTATION = ("none", "parity", "bytes", "buffer", "token", "skipped wait", "wrong barrier")
+# those of one barrier
+MUTATIONS = ("parity", "bytes", "skipped wait", "wrong barrier")
+BOTH_DIRECTIONS = pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 
 
 @functools.cache
@@ -59,7 +66,7 @@ class Emulator:
         self.ranks, self.rows, self.clusters = ranks, rows, clusters
         self.order, self.seed = order, seed
         # in one direction
-        self.mutation, self.barrier = MUTATIONS.index(mutation), barrier
+        self.mutation, self.barrier = EVERY_MUTATION.index(mutation), barrier
         self.backward = backward
         self._library = library()
         for name in ("sizes", "pack", "run"):
@@ -98,8 +105,7 @@ class Emulator:
         ranks,
         rows,
         clusters,
-        min_std,
-        action_min_std,
+        constants,
         learns,
         tensors,
     ):
@@ -108,8 +114,8 @@ class Emulator:
         options += [self.order, self.seed, mutation, self.barrier, int(learns)]
         why = self._library.emulator_run(
             _numbers(layout, ctypes.c_int64), _numbers(options, ctypes.c_int),
-            ctypes.c_double(min_std), ctypes.c_double(action_min_std),
-            _numbers(tensors, ctypes.c_size_t), (len(tensors) - 24) // 4,
+            _numbers(constants, ctypes.c_double), _numbers(tensors, ctypes.c_size_t),
+            (len(tensors) - 24) // 4,
         )  # fmt: skip
         if why:
             raise RuntimeError(why.decode())
@@ -134,3 +140,46 @@ def emulated(**options):
             yield emulator
         finally:
             _forget()
+
+
+def emulate(op, case, noise=None, **options):
+    with matmul_precision("medium"), emulated(**options):
+        return run(op, case, torch.float32, "cuda", noise)
+
+
+def assert_agrees(op, case, **options):
+    noise = settled(op, case)
+    exact = run(op, case, torch.float64, "reference", noise)
+    with RoundedProducts("bfloat16"):
+        plain = run(op, case, torch.float32, "reference", noise)
+    got = emulate(op, case, noise, **options)
+    for kind, *three in zip(("value", "gradient"), got, exact, plain, strict=True):
+        for i, one in enumerate(zip(*three, strict=True)):
+            assert_matches(f"{kind} {i}", *one)
+
+
+def noticed(op, case, wanted, **options):
+    """Whether the emulation stops, or its results show it."""
+    try:
+        found = emulate(op, case, **options)
+    except RuntimeError:
+        return True
+    return not same(found, wanted)
+
+
+def assert_packed_once(case, ranks, backward):
+    args, options = case.arguments("rssm_observe_policy")
+    weights, policy = args[-2:]
+    names = ("cell", "heads", "latent")
+    projected = options.get("policy_proj") is not None
+    variant = *(options[name] for name in names), case.groups or 1
+    plan = rssm_plan.make_plan(weights, policy, *variant, True, projected, False)
+    tensors = [x for x in rssm_plan.flatten(weights, policy) if x is not None]
+    with emulated(ranks=ranks):
+        packed = rssm_cuda._Launch(
+            torch.zeros(3, 9, case.S), tensors, plan.structure, backward=backward
+        ).packed(learning=True)
+    layers = spread(plan.structure, tensors)
+    wanted = torch.cat([layer[0].detach().bfloat16().flatten() for layer in layers])
+    found = packed.view(torch.bfloat16)
+    assert torch.equal(found[found != 0].sort().values, wanted[wanted != 0].sort().values)

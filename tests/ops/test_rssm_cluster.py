@@ -6,12 +6,33 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from cluster_emulation import ANY, AT_ONCE, LATE, Emulator, emulated, formulas
+from cluster_emulation import (
+    ANY,
+    AT_ONCE,
+    BOTH_DIRECTIONS,
+    LATE,
+    MUTATIONS,
+    Emulator,
+    assert_agrees,
+    assert_packed_once,
+    emulate,
+    emulated,
+    formulas,
+    noticed,
+)
 from rounded import RoundedProducts
-from scan_runs import CASES, EVERY_OP, NAMES, matmul_precision, results, run, same, sources
+from scan_runs import (
+    CASES,
+    EVERY_OP,
+    NAMES,
+    matmul_precision,
+    results,
+    same,
+    sources,
+)
 
 from fastrssm import ops
-from fastrssm.ops import rssm_cuda, rssm_plan
+from fastrssm.ops import rssm_cuda
 from tests.checks import assert_matches
 from tests.op_cases import ScanCase
 
@@ -20,23 +41,7 @@ JOINT = replace(CASES["rssmo"], T=3, B=9)
 # the published sizes: what does not fit into registers, and slices of more than one block
 AIME = ScanCase("aime", T=2, B=3, D=512, S=128, A=6, width=128)
 RSSMO = ScanCase("rssmo", T=2, B=3, D=512, S=30, A=6, width=512, heads="joint", pre=512, hidden=1)
-BOTH_DIRECTIONS = pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 CASES_HERE = [CASES[name] for name in ("rssm", "rssmo", "deep", "one step", "smallest")]
-
-
-def emulate(op, case, **options):
-    with matmul_precision("medium"), emulated(**options):
-        return run(op, case, torch.float32, "cuda")
-
-
-def assert_agrees(op, case, **options):
-    exact = run(op, case, torch.float64, "reference")
-    with RoundedProducts("bfloat16"):
-        plain = run(op, case, torch.float32, "reference")
-    got = emulate(op, case, **options)
-    for kind, *three in zip(("value", "gradient"), got, exact, plain, strict=True):
-        for i, one in enumerate(zip(*three, strict=True)):
-            assert_matches(f"{kind} {i}", *one)
 
 
 # scalar formulas
@@ -76,22 +81,7 @@ def test_formulas_of_activations():
 @pytest.mark.parametrize("ranks", [8, 16])
 @BOTH_DIRECTIONS
 def test_every_weight_is_packed_once(case, ranks, backward):
-    args, options = case.arguments("rssm_observe_policy")
-    weights, policy = args[-2:]
-    names = ("cell", "heads", "latent")
-    projected = options.get("policy_proj") is not None
-    plan = rssm_plan.make_plan(
-        weights, policy, *(options[name] for name in names), 1, True, projected, False
-    )
-    tensors = [x for x in rssm_plan.flatten(weights, policy) if x is not None]
-    with emulated(ranks=ranks):
-        packed = rssm_cuda._Launch(
-            torch.zeros(3, 9, case.S), tensors, plan.structure, backward=backward
-        ).packed(learning=True)
-    layers = rssm_cuda._spread(plan.structure, tensors)
-    wanted = torch.cat([layer[0].detach().bfloat16().flatten() for layer in layers])
-    found = packed.view(torch.bfloat16)
-    assert torch.equal(found[found != 0].sort().values, wanted[wanted != 0].sort().values)
+    assert_packed_once(case, ranks, backward)
 
 
 # whole scans
@@ -165,17 +155,8 @@ def test_frozen_weights_have_no_gradient():
 # errors that must not stay unnoticed
 
 
-def noticed(op, case, wanted, **options):
-    """Whether the emulation stops, or its results show it."""
-    try:
-        found = emulate(op, case, **options)
-    except RuntimeError:
-        return True
-    return not same(found, wanted)
-
-
 @BOTH_DIRECTIONS
-@pytest.mark.parametrize("mutation", ["parity", "bytes", "skipped wait", "wrong barrier"])
+@pytest.mark.parametrize("mutation", MUTATIONS)
 @pytest.mark.parametrize("case", [TINY, JOINT], ids=["split", "joint"])
 def test_an_error_at_any_barrier_is_noticed(case, mutation, backward):
     op = "rssm_observe_policy"
@@ -207,7 +188,7 @@ def test_a_buffer_too_few_is_noticed():
 
 def test_refusals():
     emulator = Emulator()
-    layout = [1, 1, 512, 128, 6, 1, 0, 0, 0, 0, 3, 128, 0, 0, 1, 0]
+    layout = [1, 1, 512, 128, 6, 1, 0, 0, 0, 0, 3, 128, 0, 0, 1, 0, 0, 0]
 
     def refusal(**changed):
         places = {"D": 2, "head_layers": 10, "head_width": 11}
@@ -224,14 +205,14 @@ def test_refusals():
 
 
 def test_float32_products_are_refused():
-    structure = (6, 4, 2, 1, 0, 0, 0, 0, 3, 5, 0, 0, 1, 0)
+    structure = (6, 4, 2, 1, 0, 0, 0, 0, 3, 5, 0, 0, 1, 0, 0, 0)
     assert "bfloat16" in rssm_cuda.refusal(structure, "float32", 0)
     ln_gru = (*structure[:4], 1, *structure[5:])
     assert "torch_gru" in rssm_cuda.refusal(ln_gru, "bfloat16", 0)
 
 
 def test_a_compiler_takes_the_refusal_as_a_constant():
-    structure = (6, 4, 2, 1, 0, 0, 0, 0, 3, 5, 0, 0, 1, 0)
+    structure = (6, 4, 2, 1, 0, 0, 0, 0, 3, 5, 0, 0, 1, 0, 0, 0)
 
     def function(x):
         return x + len(rssm_cuda.refusal((*structure,), "float32", 0) or "")

@@ -9,10 +9,12 @@ import pytest
 from fastrssm import _native
 
 KERNELS = [f"rssm_{way}_kernelILi{tiles}E" for way in ("forward", "backward") for tiles in (1, 2)]
-# sizes of AIME's models, and of its policy: D, S, groups, .. as in Plan.structure without A
+# sizes of AIME's models and of DreamerV3's smallest, as in Plan.structure up to the head
 RSSM = (512, 128, 6, 1, 0, 0, 0, 0, 3, 128)
 RSSMO = (512, 30, 6, 1, 0, 1, 0, 512, 2, 512)
-PLAIN, POLICY = (0, 0, 1, 0), (3, 128, 1, 0)
+DREAMER = (512, 128, 6, 32, 3, 1, 1, 0, 2, 64)
+# the rest of it: AIME's policy; an actor of DreamerV3, in imagination
+PLAIN, POLICY, ACTOR = (0, 0, 1, 0), (3, 128, 1, 0), (4, 64, 0, 0)
 SHARED_LIMIT = 232448
 
 
@@ -96,7 +98,24 @@ def test_other_architectures_have_none_of_it(disassemble):
 def test_published_sizes_fit(sizes, policy, backward, rows):
     if not hasattr(_native, "rssm_cluster_run"):
         pytest.skip("the module was built without CUDA")
-    why = _native.rssm_cluster_refusal([50, 50, *sizes, *policy], backward, 16, rows)
+    why = _native.rssm_cluster_refusal([50, 50, *sizes, *policy, 0, 0], backward, 16, rows)
     # 16 rows are too many where weights fill the memory
     large = rows == 16 and (backward or policy is POLICY or sizes is RSSMO)
     assert why == "" or (large and "shared memory" in why)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("policy", [PLAIN, ACTOR], ids=["observe", "actor"])
+def test_dreamers_smallest_size_fits_half_a_cluster(policy, backward):
+    if not hasattr(_native, "rssm_cluster_run"):
+        pytest.skip("the module was built without CUDA")
+    head = 3 if policy is ACTOR else 2
+    layout = [50, 50, *DREAMER[:8], head, 64, *policy, 8, 64]
+    assert _native.rssm_cluster_refusal(layout, backward, 8, 8) == ""
+
+
+def test_a_layout_of_another_length_is_refused():
+    if not hasattr(_native, "rssm_cluster_run"):
+        pytest.skip("the module was built without CUDA")
+    with pytest.raises(ValueError, match="layout has 16 numbers, expected 18"):
+        _native.rssm_cluster_refusal([50, 50, *RSSM, *PLAIN], False, 16, 8)

@@ -10,17 +10,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fastrssm.ops.rssm_plan import PARTS, SIZES, TensorTable
+from fastrssm.ops.rssm_cuda_weights import Arrays, Optional, spread, weight_gradients
+from fastrssm.ops.rssm_plan import CELLS, SIZES, TensorTable
 
 # every this many rows of the batch share a cluster, widest first
 _ROWS = (16, 8)
 _RANKS = (16, 8)
+_HAVE = ("torch_gru", "block_gru")
 _PACKING = threading.Lock()
-Layers = list[list[Tensor | None]]
-Optional = Sequence[Tensor | None]
 
 
 def _native() -> Any:
@@ -75,8 +74,8 @@ def refusal(structure: tuple[int, ...], precision: str, device: int) -> str | No
     """Return why the cluster kernels cannot run a scan with such products, None if they can."""
     if precision != "bfloat16":
         return f"its products are bfloat16, and {precision} is asked for"
-    if structure[4] != 0 or structure[6] != 0:
-        return "it has the cell torch_gru and gaussian latents only"
+    if CELLS[structure[4]] not in _HAVE:
+        return f"it has the cells {' and '.join(_HAVE)} only"
     if _native().cuda_status():
         # the dispatcher says why
         return None
@@ -131,7 +130,7 @@ class _Launch:
         self.device, self.backward = noise.device, backward
         self.layout = _layout(T, B, structure)
         self.weights, self.structure = weights, structure
-        self.layers = _spread(structure, weights)
+        self.layers = spread(structure, weights)
         self.cluster = _choose(structure, backward, B, noise.device.index or 0)
         self.sizes: list[int] = _native().rssm_cluster_sizes(
             self.layout, backward, self.cluster.ranks, self.cluster.rows
@@ -168,10 +167,9 @@ class _Launch:
         learns: the gradients of the world model's pre-activations are stored.
         """
         parts = [x for layer in self.layers for x in layer]
-        min_std, _, action_min_std = constants
         _native().rssm_cluster_run(
-            _stream(self.device), self.layout, self.backward, *self.cluster, min_std,
-            action_min_std, learns, _addresses([*tensors, packed, *parts]),
+            _stream(self.device), self.layout, self.backward, *self.cluster,
+            [*constants], learns, _addresses([*tensors, packed, *parts]),
         )  # fmt: skip
 
 
@@ -224,11 +222,11 @@ def backward(
         memory = torch.empty(numel, dtype=torch.float32, device=noise.device)
         given = input_grads[5], input_grads[6], input_grads[1]
         packed = launch.packed(learning=learning)
-        places = _spread(structure, weight_grads)
+        places = spread(structure, weight_grads)
         world = places[: len(places) - structure[10]]
         learns = input_grads[0] is not None or any(x is not None for y in world for x in y)
         launch.run([*inputs, *results, *grads, memory, *given], packed, constants, learns=learns)
-        gradients = _Arrays(memory, T * B, structure)
+        gradients = Arrays(memory, T * B, structure)
         gradients.take_gradients()
         # what a projection outside the loop wants is the gradient of a first layer
         for i, net in ((0, gradients.head), (7, gradients.policy)):
@@ -236,155 +234,6 @@ def backward(
             if to is not None:
                 to.copy_(net[0].view_as(to))
         if learning:
-            kept = _Arrays(results[-1], T * B, structure)
+            kept = Arrays(results[-1], T * B, structure)
             kept.take_kept()
-            _weight_gradients(gradients, kept, inputs, results, launch.layers, places)
-
-
-class _Arrays:
-    """Arrays [T * B, width] one after the other, in the order of csrc/cuda/rssm_program.cpp."""
-
-    def __init__(self, memory: Tensor, rows: int, structure: Sequence[int]) -> None:
-        self._memory, self._rows, self._used = memory, rows, 0
-        self.D, self.S, self.A, *_ = structure
-        self.split, self.pre_width = structure[5] == 0, structure[7]
-        self.head_layers, self.head_width, self.policy_layers, self.policy_width = structure[8:12]
-        self.head: list[Tensor] = []
-        self.affine: list[Tensor] = []
-        self.policy: list[Tensor] = []
-        self.pre = self.pre_affine = self.gates = memory
-
-    def _take(self, width: int) -> Tensor:
-        begin = self._used * self._rows
-        self._used += width
-        return self._memory[begin : self._used * self._rows].view(self._rows, width)
-
-    def take_kept(self) -> None:
-        """Name what the forward scan kept: hidden layers, or what norms made of them."""
-        if self.pre_width:
-            self.pre = self._take(self.pre_width)
-            self._take(1)
-        self.gates = self._take(4 * self.D)
-        for _ in range(self.head_layers - 1):
-            self.head.append(self._take((1 + self.split) * self.head_width))
-            if not self.split:
-                self._take(1)
-        self._take(self.S)
-        self.policy = [self._take(2 * self.policy_width) for _ in range(self.policy_layers - 1)]
-
-    def take_gradients(self) -> None:
-        """Name the gradients of pre-activations, which the backward scan finds last layer first."""
-        self.head = [self._take(2 * self.S)]
-        for _ in range(self.head_layers - 1):
-            self.head.insert(0, self._take((1 + self.split) * self.head_width))
-            if not self.split:
-                self.affine.insert(0, self._take(self.head_width))
-        self.gates = self._take(4 * self.D)
-        if self.pre_width:
-            self.pre, self.pre_affine = self._take(self.pre_width), self._take(self.pre_width)
-        if self.policy_layers:
-            self.policy = [self._take(2 * self.A)]
-        for _ in range(self.policy_layers - 1):
-            self.policy.insert(0, self._take(2 * self.policy_width))
-
-
-def _outer(to: Tensor | None, d: Tensor, x: Tensor) -> None:
-    """Fill [out, in] with sums of products of d [rows, out] and x [rows, in]."""
-    if to is None:
-        return
-    d, x = d.bfloat16(), x.bfloat16()
-    if d.is_cuda:
-        to.copy_(torch.mm(d.mT, x, out_dtype=torch.float32))
-    else:
-        # only the emulation comes here
-        to.copy_(torch.mm(d.mT.float(), x.float()))
-
-
-def _vectors(
-    layer: Sequence[Tensor | None], d: Tensor, affine: Tensor | None = None,
-    hat: Tensor | None = None,
-) -> None:  # fmt: skip
-    """Fill the gradients of a bias and of a norm."""
-    _, bias, scale, shift = layer
-    if bias is not None:
-        bias.view(-1).copy_(d.sum(0))
-    if scale is not None and affine is not None and hat is not None:
-        scale.copy_((affine * hat).sum(0))
-    if shift is not None and affine is not None:
-        shift.copy_(affine.sum(0))
-
-
-def _activated(hat: Tensor, layer: Sequence[Tensor | None]) -> Tensor:
-    _, _, scale, shift = layer
-    assert scale is not None
-    assert shift is not None
-    return F.silu(hat * scale + shift)
-
-
-def _weight_gradients(
-    d: _Arrays, kept: _Arrays, inputs: Optional, results: Sequence[Tensor], layers: Layers,
-    grads: Layers,
-) -> None:  # fmt: skip
-    """Fill the gradients of all layers: products over all steps and sequences."""
-    _, action, _, _, is_first, deter0, stoch0, _ = inputs
-    deter, stoch, _, _, drawn, _ = results
-    assert deter0 is not None
-    assert stoch0 is not None
-    D = d.D
-    before = [torch.cat((x0[None], x[:-1])) for x0, x in ((deter0, deter), (stoch0, stoch))]
-    if is_first is not None:
-        before = [x.masked_fill(is_first.unsqueeze(-1), 0.0) for x in before]
-    h = before[0].flatten(0, 1)
-    x = torch.cat((before[1], drawn if action is None else action), -1).flatten(0, 1)
-    place = 0
-    if d.pre_width:
-        _outer(grads[0][0], d.pre, x)
-        _vectors(grads[0], d.pre, d.pre_affine, kept.pre)
-        x, place = _activated(kept.pre, layers[0]), 1
-    cell, state = grads[place], grads[place + 1]
-    _outer(cell[0], d.gates[:, : 3 * D], x)
-    _vectors(cell, d.gates[:, : 3 * D])
-    for part, gates in (
-        (slice(2 * D), d.gates[:, : 2 * D]),
-        (slice(2 * D, None), d.gates[:, 3 * D :]),
-    ):
-        weight, bias = (None if y is None else y[part] for y in state[:2])
-        _outer(weight, gates, h)
-        _vectors([None, bias, None, None], gates)
-    place += 2
-    end = place + d.head_layers
-    y = kept.head
-    if not d.split:
-        y = [_activated(hat, layer) for hat, layer in zip(y, layers[place:end], strict=False)]
-    _net_gradients(
-        grads[place:end], d.head, [deter.flatten(0, 1), *y], d.split, d.affine, kept.head
-    )
-    if d.policy_layers:
-        feature = torch.cat((h, before[1].flatten(0, 1)), -1)
-        _net_gradients(grads[end:], d.policy, [feature, *kept.policy], True, [], [])
-
-
-def _net_gradients(
-    grads: Layers, d: list[Tensor], x: list[Tensor], split: bool, affine: list[Tensor],
-    hat: list[Tensor],
-) -> None:  # fmt: skip
-    for i, layer in enumerate(grads):
-        normed = i < len(affine)
-        _vectors(layer, d[i], affine[i] if normed else None, hat[i] if normed else None)
-        weight = layer[0]
-        if weight is None:
-            continue
-        if not split or i == 0:
-            _outer(weight, d[i], x[i])
-            continue
-        for to, part, y in zip(weight, d[i].chunk(2, 1), x[i].chunk(2, 1), strict=True):
-            _outer(to, part, y)
-
-
-def _spread(structure: Sequence[int], tensors: Optional) -> Layers:
-    """Four tensors a layer, None where it lacks a part."""
-    found = iter(tensors)
-    return [
-        [next(found) if parts >> i & 1 else None for i in range(len(PARTS))]
-        for parts in structure[SIZES:]
-    ]
+            weight_gradients(gradients, kept, inputs, results, launch.layers, places)

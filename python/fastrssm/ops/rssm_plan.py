@@ -22,10 +22,6 @@ LATENTS: tuple[Latent, ...] = ("gaussian", "categorical")
 PARTS = Layer._fields
 # numbers in `Plan.structure` before those of the layers
 SIZES = 16
-# cells that a backend has no kernel for
-_LACKING: dict[Backend, tuple[Cell, ...]] = {
-    "cuda": ("block_gru",),
-}  # fmt: skip
 V = TypeVar("V")
 
 
@@ -297,11 +293,7 @@ def _refusals(
         normed += ["weights.cell_input"]
     if not split:
         normed += [f"weights.head[{i}]" for i in range(len(weights.head) - 1)]
-    refused: dict[Backend, str] = {
-        backend: f"no kernel for cell {cell!r}"
-        for backend, cells in _LACKING.items()
-        if cell in cells
-    }
+    refused: dict[Backend, str] = {}
     for name, layer in _named(weights, policy):
         if (layer.scale is not None) != (name in normed):
             return by_all(f"{name} has {'no' if name in normed else 'a'} norm")
