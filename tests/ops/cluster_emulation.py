@@ -121,7 +121,7 @@ class Emulator:
             raise RuntimeError(why.decode())
 
 
-def _forget():
+def forget():
     rssm_cuda._fitting.cache_clear()
     rssm_cuda.kept_width.cache_clear()
     rssm_cuda._PACKS._entries.clear()
@@ -135,11 +135,11 @@ def emulated(**options):
         patch.setattr(rssm_cuda, "_native", lambda: emulator)
         # it runs on tensors of the CPU
         patch.setattr(rssm_scan, "resolve", lambda op, x, requested, refused: requested)
-        _forget()
+        forget()
         try:
             yield emulator
         finally:
-            _forget()
+            forget()
 
 
 def emulate(op, case, noise=None, **options):

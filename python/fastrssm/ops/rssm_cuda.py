@@ -19,6 +19,9 @@ from fastrssm.ops.rssm_plan import CELLS, SIZES, TensorTable
 _ROWS = (16, 8)
 _RANKS = (16, 8)
 _HAVE = ("torch_gru", "block_gru")
+# rows of the batch from which Triton is predicted to be faster, to be measured: of torch_gru, of
+# torch_gru behind an input layer, of block_gru
+_MANY_ROWS, _MANY_ROWS_WITH_INPUT_LAYER, _MANY_ROWS_IN_BLOCKS = 2000, 1500, 1000
 _PACKING = threading.Lock()
 
 
@@ -88,6 +91,14 @@ def refusal(structure: tuple[int, ...], precision: str, device: int) -> str | No
 
 # what torch.compiler.assume_constant_result does
 refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def disadvantage(structure: Sequence[int], B: int) -> str | None:
+    """Return why a scan of B rows is left to Triton unless it is asked for here, None if not."""
+    many = _MANY_ROWS_WITH_INPUT_LAYER if structure[7] else _MANY_ROWS
+    if CELLS[structure[4]] == "block_gru":
+        many = _MANY_ROWS_IN_BLOCKS
+    return f"triton is expected to be faster from {many} rows on" if many <= B else None
 
 
 @functools.cache

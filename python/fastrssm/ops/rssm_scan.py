@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils import _pytree
 
-from fastrssm._dispatch import Backend, resolve
+from fastrssm._dispatch import Backend, preferred, resolve
 from fastrssm._library import (
     define,
     differentiable_with_weights,
@@ -120,6 +120,8 @@ def prepare(
     if plan.device.type == "cuda" and "cuda" not in refused:
         precision = _precision(plan, "cuda", mixed=mixed)
         reason = rssm_cuda.refusal(plan.structure, precision, plan.device.index or 0)
+        if reason is None and (backend or preferred()) is None:
+            reason = rssm_cuda.disadvantage(plan.structure, inputs.noise.shape[1])
         here: dict[Backend, str] = {"cuda": reason} if reason else {}
         refused = refused | here
     chosen = resolve(op, inputs.noise, backend, refused)
