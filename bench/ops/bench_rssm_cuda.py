@@ -1,10 +1,10 @@
-"""The sequences of bench_rssm_scan on a GPU: workloads W1, W2, W3 and W6, and W1 at many batches.
+"""The sequences of bench_rssm_scan on a GPU: W1, W2, W3, DV3 and W6, and W1 at many batches.
 
 Peers: the textbook loop as it is, in one CUDA graph, and with its step compiled by the mode
 reduce-overhead; the hoisted loop in one graph, plain and with its step compiled; torchrl's rollouts
-where it is installed and has such a network, without norms. Nothing of torch.distributions, and so
-no validation, is in the others. Each is compared with float64 before it is
-timed; its note is its relative error, what its first calls took, and the memory they needed.
+where it is installed and has such a network (but for DreamerV3 without norms). Nothing of
+torch.distributions, and so no validation, is in the others. Each is compared with float64 before it
+is timed; its note is its relative error, what its first calls took, and the memory they needed.
 
 tf32: float32 with products of TF32. bfloat16: autocast, and a hoisted peer whose products alone are
 bfloat16. With a categorical latent such rounding draws other classes, so only the first step is
@@ -24,12 +24,13 @@ from bench.harness import ROUNDS, Workload
 from bench.ops.rssm_peers import hoisted, textbook
 from bench.ops.rssm_problem import Case, Exact, Problem, outputs
 from fastrssm import use_backend
-from fastrssm.models.config import AIME_RSSM, AIME_RSSMO, AIME_V2_DISCRETE
+from fastrssm.models.config import AIME_RSSM, AIME_RSSMO, AIME_V2_DISCRETE, DREAMER_V3_1M
 
 MODES = ("fwd", "fwdbwd")
 W1 = Case("W1 rssm, 50 x 50", AIME_RSSM, embed=24, batch=50, length=50)
 W2 = Case("W2 rssmo, 50 x 50", AIME_RSSMO, embed=512, batch=50, length=50)
 W3 = Case("W3 discrete, 16 x 64", AIME_V2_DISCRETE, embed=1024, batch=16, length=64)
+DV3 = Case("DV3 dreamer v3 1M, 16 x 64", DREAMER_V3_1M, embed=1024, batch=16, length=64)
 BATCHES = (1024, 16384, 256, 16, 4096, 1)
 # a graph beats a loop, and compiling takes most of the time there is
 SLOW = ("textbook", "textbook-reduce-overhead", "torchrl", "torchrl-compiled")
@@ -121,7 +122,7 @@ def checked(name, made, exact, first_step_only):
     if name.startswith("torchrl"):
         for call in made.values():
             call()
-        return ["another network"]
+        return ["weights and noise of its own"]
     error = exact.states_error(made["fwd"](), 1 if first_step_only else None)
     said = [f"error {error:.1e}{' of the first step' if first_step_only else ''}"]
     gradients = made["fwdbwd"]() if "fwdbwd" in made else None
@@ -200,10 +201,14 @@ def w3(threads):
     return sequences(W3, ("bfloat16", "tf32"), without=SLOW)
 
 
+def dv3(threads):
+    return sequences(DV3, ("bfloat16", "tf32"), without=SLOW)
+
+
 def torchrl(threads):
     """Measure torchrl beside ours, apart from the other peers: it compiles for a minute."""
     others = ("textbook", "textbook-reduce-overhead", "textbook-graph", "hoisted-compiled-graph")
-    for case in (W3, W2):
+    for case in (DV3, W3, W2):
         yield from sequences(case, ("bfloat16",), without=others)
 
 

@@ -1,10 +1,10 @@
-"""RSSM sequences against what one would write without this package: workloads W1 to W6.
+"""RSSM sequences against what one would write without this package: workloads W1 to W6, DV3.
 
 A call filters a batch of sequences, from embeddings and actions to states, and compares the
 posterior with the prior; or imagines them (rssm_problem.py). Peers compute the same numbers from
 the same modules and noise, which is checked against float64 before anything is timed; the note of
 a provider is its relative error, and what its first calls took (compilation, with the caches that
-there were). torchrl has a network of its own of these sizes, without norms, and draws its noise.
+there were). torchrl has weights and noise of its own, and but for DreamerV3 networks without norms.
 
 float32: where products of "medium" precision do not round to bfloat16, because the processor has
 no units for it, they are torch's fastest in float32; peers that use them end in "-onednn".
@@ -29,7 +29,7 @@ from bench.ops import rssm_jax
 from bench.ops.rssm_peers import hoisted, textbook, textbook_step
 from bench.ops.rssm_problem import Case, Exact, Problem, outputs
 from fastrssm import use_backend
-from fastrssm.models.config import AIME_RSSM, AIME_RSSMO, AIME_V2_DISCRETE
+from fastrssm.models.config import AIME_RSSM, AIME_RSSMO, AIME_V2_DISCRETE, DREAMER_V3_1M
 
 MODES = ("fwd", "fwdbwd")
 DTYPES = ("float32", "bfloat16")
@@ -147,7 +147,7 @@ def checked(name, calls, exact, dtype, categorical):
     states, gradients = calls.forward(), calls.gradients()
     took = f"first calls {time.perf_counter() - start:.1f} s"
     if name.startswith("torchrl"):
-        return f"another network, {took}"
+        return f"weights and noise of its own, {took}"
     if calls.merged:
         states, gradients = rssm_jax.tensors(states), rssm_jax.tensors(gradients)
     redrawn = categorical and dtype == "bfloat16"
@@ -200,6 +200,11 @@ def w2(threads):
 
 def w3(threads):
     case = Case("W3 discrete, 16 x 64", AIME_V2_DISCRETE, embed=1024, batch=16, length=64)
+    return sequences(case, threads)
+
+
+def dv3(threads):
+    case = Case("DV3 dreamer v3 1M, 16 x 64", DREAMER_V3_1M, embed=1024, batch=16, length=64)
     return sequences(case, threads)
 
 

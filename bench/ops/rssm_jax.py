@@ -41,10 +41,37 @@ def _dense(x, layer, offset=None):
     if layer.bias is not None:
         y = y + layer.bias
     y = y if offset is None else y + offset
-    if layer.scale is None:
-        return y
+    return y if layer.scale is None else _norm(y, layer)
+
+
+def _norm(y, layer):
+    if layer.shift is None:
+        y = y * lax.rsqrt((y * y).mean(-1, keepdims=True) + 1e-4)
+        return y * layer.scale.reshape(-1)
     y = (y - y.mean(-1, keepdims=True)) * lax.rsqrt(y.var(-1, keepdims=True) + 1e-5)
     return y * layer.scale + layer.shift
+
+
+def _blocks(x, layer):
+    """[B, blocks, in] -> [B, blocks, out], a matrix for each block."""
+    dtype = layer.weight.dtype
+    float32 = jnp.float32
+    y = jnp.einsum("bgi,gio->bgo", x.astype(dtype), layer.weight, preferred_element_type=float32)
+    return y + layer.bias
+
+
+def _recur_in_blocks(weights, deter, stoch, action):
+    *inputs, mix = weights.branches
+    blocks, rows = len(mix.weight), len(deter)
+    action = action / jnp.maximum(lax.stop_gradient(jnp.abs(action)), 1)
+    pairs = zip((deter, stoch, action), inputs, strict=True)
+    x = jnp.concatenate([jax.nn.silu(_dense(x, layer)) for x, layer in pairs], -1)
+    x = jnp.broadcast_to(x[:, None], (rows, blocks, x.shape[-1]))
+    x = jnp.concatenate((deter.reshape(rows, blocks, -1), x), -1)
+    x = jax.nn.silu(_norm(_blocks(x, mix).reshape(rows, -1), mix)).reshape(rows, blocks, -1)
+    gates = jnp.split(_blocks(x, weights.cell_input), 3, -1)
+    r, c, u = (gate.reshape(rows, -1) for gate in gates)
+    return deter + jax.nn.sigmoid(u - 1) * (jnp.tanh(jax.nn.sigmoid(r) * c) - deter)
 
 
 def _stats(x, layers, config, split, min_std, offset=None):
@@ -97,7 +124,17 @@ def _step(config, policy_min_std, nets, carry, given):
         feature = jnp.concatenate((deter, stoch), -1)
         mean, std = _stats(feature, nets.policy.layers, config, True, policy_min_std)
         action = jnp.tanh(mean + std * action_noise)
-    x = jnp.concatenate((stoch, action), -1)
+    if nets.rssm.branches:
+        deter = _recur_in_blocks(nets.rssm, deter, stoch, action)
+    else:
+        deter = _recur(nets, deter, jnp.concatenate((stoch, action), -1))
+    split = config.heads == "split"
+    stats = _stats(deter, nets.rssm.head, config, split, config.min_std, offset)
+    stoch = _sample(stats, noise, config.unimix)
+    return (deter, stoch), (deter, stoch, action, stats)
+
+
+def _recur(nets, deter, x):
     if nets.rssm.pre is not None:
         x = jax.nn.silu(_dense(x, nets.rssm.pre))
     if nets.rssm.cell_state is not None:
@@ -108,11 +145,7 @@ def _step(config, policy_min_std, nets, carry, given):
         gates = _dense(jnp.concatenate((x, deter), -1), nets.rssm.cell_input)
         z, r, o = jnp.split(gates, 3, -1)
         z, new = jax.nn.sigmoid(z), jnp.tanh(jax.nn.sigmoid(r) * o)
-    deter = new + z * (deter - new)
-    split = config.heads == "split"
-    stats = _stats(deter, nets.rssm.head, config, split, config.min_std, offset)
-    stoch = _sample(stats, noise, config.unimix)
-    return (deter, stoch), (deter, stoch, action, stats)
+    return new + z * (deter - new)
 
 
 def _split(nets, size):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._pytree import tree_map
 
+from fastrssm.models.cells import BlockGRUCell
 from fastrssm.models.nets import split_input
 from fastrssm.ops import Layer
 
@@ -81,17 +82,54 @@ def _recur(cell, x, deter):
     return torch.lerp(new, deter.to(new.dtype), torch.sigmoid(xz + hz))
 
 
+def _blocks(x, weight, bias):
+    """[B, blocks, in] -> [B, blocks, out], a matrix for each block."""
+    y = torch.baddbmm(bias.unsqueeze(1), x.to(weight.dtype).transpose(0, 1), weight.mT)
+    return y.transpose(0, 1)
+
+
+def _with_branches(deter, branches, blocks):
+    """What each block of block_gru reads: its own deter, and all of the branches."""
+    own, x = deter.unflatten(-1, (blocks, -1)), torch.cat(branches, -1).unsqueeze(-2)
+    return torch.cat((own, x.expand(-1, blocks, -1)), -1)
+
+
+def _block_gates(gates, deter):
+    """[B, blocks, 3 D / blocks] -> [B, D], the new state."""
+    r, c, u = (x.flatten(-2) for x in gates.unflatten(-1, (3, -1)).unbind(-2))
+    new, update = torch.tanh(torch.sigmoid(r) * c), torch.sigmoid(u - 1)
+    return update * new + (1 - update) * deter
+
+
+def _bounded(action):
+    return action / action.detach().abs().clamp_min(1)
+
+
+def _recur_in_blocks(cell, deter, stoch, action):
+    blocks = len(cell.dynhid.weight)
+    branches = (
+        F.silu(cell.dynin0norm(cell.dynin0(deter))),
+        F.silu(cell.dynin1norm(cell.dynin1(stoch))),
+        F.silu(cell.dynin2norm(cell.dynin2(_bounded(action)))),
+    )
+    mixed = _blocks(_with_branches(deter, branches, blocks), cell.dynhid.weight, cell.dynhid.bias)
+    x = F.silu(cell.dynhidnorm(mixed.flatten(-2))).unflatten(-1, (blocks, -1))
+    return _block_gates(_blocks(x, cell.dyngru.weight, cell.dyngru.bias), deter)
+
+
 def textbook_step(rssm, policy, compare, deter, stoch, action, embed, noise, action_noise):
     """One step: next state, action, prior to compare with if wanted, statistics of the state."""
     if policy is not None:
         feature = torch.cat((deter, stoch), -1)
         std = F.softplus(policy.std_net.net(feature)) + policy.min_std
         action = torch.tanh(policy.mean_net.net(feature) + std * action_noise)
+    cell = rssm.memory_cell
     x = torch.cat((stoch, action), -1)
     if rssm.config.input_layer:
         x = rssm.pre_memory.net(x)
-    cell = rssm.memory_cell
-    if isinstance(cell, torch.nn.GRUCell):
+    if isinstance(cell, BlockGRUCell):
+        deter = _recur_in_blocks(cell, deter, stoch, action)
+    elif isinstance(cell, torch.nn.GRUCell):
         deter = _recur(cell, x, deter)
     else:
         z, r, o = cell.norm(cell.input_layer(torch.cat((x, deter), -1))).chunk(3, -1)
@@ -127,9 +165,16 @@ def _dense(x, layer, offset=None):
     """A layer in the dtype of its weights; what is normalised comes back in float32."""
     y = F.linear(x.to(layer.weight.dtype), layer.weight, layer.bias)
     y = y if offset is None else y + offset
+    return _norm(y, layer)
+
+
+def _norm(y, layer):
     if layer.scale is None:
         return y
-    return F.layer_norm(y.float(), layer.scale.shape, layer.scale, layer.shift)
+    scale = layer.scale.flatten()
+    if layer.shift is None:
+        return F.rms_norm(y.float(), scale.shape, scale, 1e-4)
+    return F.layer_norm(y.float(), scale.shape, scale, layer.shift)
 
 
 def _stats(x, layers, config, split, min_std, offset=None):
@@ -157,6 +202,22 @@ def _hoisted_step(config, policy_min_std, nets, deter, stoch, action, offset, no
     x = torch.cat((stoch, action), -1)
     if nets.rssm.pre is not None:
         x = F.silu(_dense(x, nets.rssm.pre))
+    if nets.rssm.branches:
+        *inputs, mix = nets.rssm.branches
+        blocks, pairs = len(mix.weight), zip((deter, stoch, _bounded(action)), inputs, strict=True)
+        branches = [F.silu(_dense(x, layer)) for x, layer in pairs]
+        mixed = _blocks(_with_branches(deter, branches, blocks), mix.weight, mix.bias)
+        x = F.silu(_norm(mixed.flatten(-2), mix)).unflatten(-1, (blocks, -1))
+        gates = _blocks(x, nets.rssm.cell_input.weight, nets.rssm.cell_input.bias)
+        deter = _block_gates(gates.float(), deter)
+    else:
+        deter = _hoisted_recur(nets, x, deter)
+    split = config.heads == "split"
+    stats = _stats(deter, nets.rssm.head, config, split, config.min_std, offset)
+    return deter, _sample(stats, noise, config.unimix), action, stats
+
+
+def _hoisted_recur(nets, x, deter):
     if nets.rssm.cell_state is not None:
         gates = _dense(x, nets.rssm.cell_input).float().chunk(3, -1)
         (xr, xz, xn), (hr, hz, hn) = gates, _dense(deter, nets.rssm.cell_state).float().chunk(3, -1)
@@ -164,10 +225,7 @@ def _hoisted_step(config, policy_min_std, nets, deter, stoch, action, offset, no
     else:
         z, r, o = _dense(torch.cat((x, deter), -1), nets.rssm.cell_input).chunk(3, -1)
         z, new = torch.sigmoid(z), torch.tanh(torch.sigmoid(r) * o)
-    deter = torch.lerp(new, deter, z)
-    split = config.heads == "split"
-    stats = _stats(deter, nets.rssm.head, config, split, config.min_std, offset)
-    return deter, _sample(stats, noise, config.unimix), action, stats
+    return torch.lerp(new, deter, z)
 
 
 def _hoisted_compare(config, prior, deter, post):

@@ -186,5 +186,5 @@ def leaves(problem):
     if nets.policy is not None:
         return [x for layer in nets.policy.layers for x in layer if x is not None]
     layers = [nets.rssm.pre, nets.rssm.cell_input, nets.rssm.cell_state]
-    layers += [*nets.rssm.head, *nets.prior]
+    layers += [*nets.rssm.head, *nets.rssm.branches, *nets.prior]
     return [problem.embed, *(x for layer in layers if layer for x in layer if x is not None)]

@@ -1,6 +1,7 @@
 """torchrl's own RSSM of the sizes of a problem: its rollout, in a loop and with a compiled step.
 
-Its networks have no norms, its sequences are [B, T], and it evaluates the prior in every step.
+Of block_gru it has the same networks; others of its networks have no norms. Its sequences are
+[B, T], weights and noise its own, and it evaluates the prior in every step.
 """
 
 import torch
@@ -32,8 +33,15 @@ def _networks(config, embed, action):
         return prior, model_based.RSSMPosterior(obs_embed_dim=embed, **sizes)
     sizes = {"hidden_dim": config.hidden, "rnn_hidden_dim": config.deter}
     sizes |= {"num_categoricals": config.groups, "num_classes": config.stoch // config.groups}
-    prior = model_based.RSSMPriorV3(action_shape=(action,), action_dim=action, **sizes)
-    return prior, model_based.RSSMPosteriorV3(obs_embed_dim=embed, **sizes)
+    sizes |= {"unimix": config.unimix}
+    of_prior, of_post = {}, {}
+    if config.cell == "block_gru":
+        of_prior = {"recurrent_model": "block_gru", "num_blocks": config.blocks}
+        of_prior |= {"prior_num_layers": config.layers}
+        of_post = {"use_rms_norm": True, "num_layers": config.posterior_layers or config.layers}
+    shape = {"action_shape": (action,), "action_dim": action}
+    prior = model_based.RSSMPriorV3(**shape, **sizes, **of_prior)
+    return prior, model_based.RSSMPosteriorV3(obs_embed_dim=embed, **sizes, **of_post)
 
 
 def _rollout(latent, prior, post, compiled):
@@ -78,7 +86,7 @@ def sequences(problem):
             given = {**zeros, "action": action, "next": {"encoded_latents": embed}}
             found = rollout(TensorDict(given, shape))
             post, prior = ([found[key] for key in keys[latent]] for keys in (_POST, _PRIOR))
-            kl = divergence(0.0, post, prior)
+            kl = divergence(config.unimix, post, prior)
             return [x.transpose(0, 1) for x in (found[_BELIEF], found[_STATE], kl)]
 
         return run
