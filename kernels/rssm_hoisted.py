@@ -257,10 +257,9 @@ def backward(
 
     def hidden(raw: Tensor, blocks: int, n: int, t: int, **places: Any) -> None:
         """Through an activation and a norm; raw: [blocks, B, n], or [B, blocks * n]."""
-        inside = raw.ndim == 2
         hidden_back_kernel[(B, blocks)](
-            raw, vectors, operands, reals, gradients, t, block=n if inside else B * n, N=n,
-            LD=blocks * n if inside else n, **places, **sizes, **_whole(n),
+            raw, vectors, operands, reals, gradients, t, N=n, LD=raw.stride(-2), **places, **sizes,
+            **_whole(n),
         )  # fmt: skip
 
     def unmix(t: int, x_grad: Tensor) -> None:

@@ -45,7 +45,7 @@ class Packed(NamedTuple):
     vectors: Tensor
 
 
-def choose_tiles(precision: str, B: int, *, narrow_rows: bool) -> Tiles:
+def choose_tiles(precision: str, B: int, *, narrow_rows: bool, in_blocks: bool) -> Tiles:
     """Return the tiles for a batch; more rows once every multiprocessor has a program.
 
     Predicted, not measured: kernels/NOTES.md.
@@ -54,7 +54,15 @@ def choose_tiles(precision: str, B: int, *, narrow_rows: bool) -> Tiles:
         precision: of the products, a key of DTYPES.
         B: rows of the batch.
         narrow_rows: what stands behind a product needs many registers for each row.
+        in_blocks: the cell is block_gru, whose many products have many addresses.
     """
+    if in_blocks:
+        few = B <= 2112
+        if precision == "float32":
+            return Tiles(16, 32, 16, 4, 1)
+        if precision == "split3":
+            return Tiles(16, 64, 32, 8, 3) if few else Tiles(32, 32, 32, 8, 3)
+        return Tiles(16, 64, 128, 8, 3) if few else Tiles(32, 64, 64, 8, 3)
     if precision == "float32":
         return Tiles(16, 32, 32, 4, 1)
     if precision == "split3":
@@ -75,7 +83,7 @@ def make_scan(structure: Sequence[int], precision: str, B: int, *, forward: bool
     """
     # the norm of the gates, backwards
     narrow_rows = not forward and structure[4] > 0
-    tiles = choose_tiles(precision, B, narrow_rows=narrow_rows)
+    tiles = choose_tiles(precision, B, narrow_rows=narrow_rows, in_blocks=structure[14] > 0)
     dtype, how = DTYPES[precision]
     narrow = dtype != torch.float32
     layout, packing = make_layout(tuple(structure), narrow, tiles, forward)

@@ -64,9 +64,9 @@ def draw_back_kernel(
 
 @triton.jit(do_not_specialize=["t", "T", "B"])
 def hidden_back_kernel(
-    raw,       # [blocks, B, N] products, rows at a distance of LD, blocks at one of `block`
+    raw,       # products [blocks, B, N], or [B, LD] with the blocks side by side
     vectors, operands, reals, gradients,
-    t, T, B, block, N: tl.constexpr, LD: tl.constexpr, SPLIT: tl.constexpr,
+    t, T, B, N: tl.constexpr, LD: tl.constexpr, SPLIT: tl.constexpr,
     SCALE: tl.constexpr, SHIFT: tl.constexpr, Y: tl.constexpr, HAT: tl.constexpr,
     RSTD: tl.constexpr, D: tl.constexpr, AFFINE: tl.constexpr, LEARN: tl.constexpr,
     BN: tl.constexpr,
@@ -76,7 +76,7 @@ def hidden_back_kernel(
     column = tl.arange(0, BN)
     mask = (column < N)[None, :]
     g = tl.program_id(1).to(tl.int64)
-    dy = read(raw + g * block + b * LD, column, mask)
+    dy = read(raw + (b * LD + g * N if LD > N else (g * B + b) * N), column, mask)
     column += tl.program_id(1) * N
     d = row_of(gradients, D, d_rows, slot)
     if SPLIT:
