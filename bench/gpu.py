@@ -27,7 +27,7 @@ BENCHES = {
     "gpu-W1": 140,
     "gpu-batches": 100,
     "gpu-W3": 80,
-    "gpu-DV3": 80,
+    "gpu-DV3": 110,
     "gpu-W2": 80,
     "gpu-W6": 60,
     "gpu-W3-imagine": 60,

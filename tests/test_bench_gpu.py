@@ -33,6 +33,8 @@ def test_dry_run_passes_and_its_result_is_rendered(tmp_path):
     text = "\n".join(report.section("dry", result))
     assert "| gpu-rehearsal | done |" in text
     assert "### rehearsal, fwdbwd, tf32, cpu" in text
+    assert "### rehearsal of dreamer v3, fwdbwd, tf32, cpu" in text
+    assert not any("failed" in row["note"] for row in result["rows"])
     # nothing but the result is left
     assert list(tmp_path.iterdir()) == [out]
 

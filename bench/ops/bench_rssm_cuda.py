@@ -1,4 +1,4 @@
-"""The sequences of bench_rssm_scan on a GPU: W1, W2, W3, DV3 and W6, and W1 at many batches.
+"""The sequences of bench_rssm_scan on a GPU: W1, W2, W3, DV3 and W6, and larger batches of two.
 
 Peers: the textbook loop as it is, in one CUDA graph, and with its step compiled by the mode
 reduce-overhead; the hoisted loop in one graph, plain and with its step compiled; torchrl's rollouts
@@ -35,6 +35,7 @@ BATCHES = (1024, 16384, 256, 16, 4096, 1)
 # a graph beats a loop, and compiling takes most of the time there is
 SLOW = ("textbook", "textbook-reduce-overhead", "torchrl", "torchrl-compiled")
 TINY = replace(AIME_RSSM, deter=16, stoch=4, hidden=8)
+TINY_DV3 = replace(DREAMER_V3_1M, deter=16, stoch=6, groups=2, hidden=8, blocks=2)
 # a relative error that no rounding explains
 _WRONG = 0.2
 # graphs of all providers share the counter of one function
@@ -202,7 +203,10 @@ def w3(threads):
 
 
 def dv3(threads):
-    return sequences(DV3, ("bfloat16", "tf32"), without=SLOW)
+    yield from sequences(DV3, ("bfloat16", "tf32"), without=SLOW)
+    many = replace(DV3, name="dreamer v3 1M, 4096 x 64", batch=4096)
+    without = (*SLOW, "hoisted-compiled-graph")
+    yield from sequences(many, ("bfloat16",), rounds=30, without=without)
 
 
 def torchrl(threads):
@@ -235,5 +239,6 @@ def batches(threads):
 
 def rehearsal(threads):
     """Everything but the GPU, on sequences that take no time."""
-    case = Case("rehearsal", TINY, embed=5, batch=3, length=2)
-    return sequences(case, ("tf32",), rounds=ROUNDS, device="cpu")
+    for name, config in (("rehearsal", TINY), ("rehearsal of dreamer v3", TINY_DV3)):
+        case = Case(name, config, embed=5, batch=3, length=2)
+        yield from sequences(case, ("tf32",), rounds=ROUNDS, device="cpu")
