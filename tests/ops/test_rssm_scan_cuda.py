@@ -27,7 +27,11 @@ DISCRETE = ScanCase(
     "dreamer", T=64, B=16, D=512, S=1024, A=6, width=512, cell="ln_gru_d", heads="joint",
     groups=32, unimix=0.01, pre=512, hidden=1, policy_hidden=1,
 )  # fmt: skip
-LARGE = pytest.mark.parametrize("case", [AIME, DISCRETE], ids=lambda case: case.name)
+DREAMER_V3 = ScanCase(
+    "dreamer v3", T=64, B=16, D=512, S=128, A=6, width=64, cell="block_gru", heads="joint",
+    groups=32, unimix=0.01, hidden=1, policy_hidden=1, blocks=8, branch=64,
+)  # fmt: skip
+LARGE = pytest.mark.parametrize("case", [AIME, DISCRETE, DREAMER_V3], ids=lambda case: case.name)
 # largest relative 2-norm of states and of gradients
 CAPS = {"highest": (1e-5, 1e-4), "high": (3e-3, 1e-2), "medium": (3e-2, 5e-2)}
 
