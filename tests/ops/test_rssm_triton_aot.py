@@ -79,7 +79,7 @@ def check(jobs):
 def test_common_launches_fit():
     check([
         ("rssm", "rssm_observe", "bfloat16", 50, 90),
-        ("dreamer", "rssm_imagine", "bfloat16", 50, 80),
+        ("dreamer_v3", "rssm_imagine", "bfloat16", 50, 80),
         # hoisted
         ("rssmo_v2", "rssm_imagine", "split3", 50, 90),
     ])  # fmt: skip
