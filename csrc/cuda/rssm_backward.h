@@ -44,7 +44,8 @@ class Backward : public Draws<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
 
   FASTRSSM_CLUSTER void start() {
     x.sync();
-    this->read_ahead(t, n, 0, 1);
+    this->read_firsts(t, n);
+    this->read_ahead(t, n);
     x.threads([&](int thread) {
       for (int i = thread; i < kRows * kMaxSlice; i += kThreads) {
         this->template at<float>(p.carry_h)[i] = this->template at<float>(p.carry_x)[i] = 0.0f;
@@ -60,6 +61,8 @@ class Backward : public Draws<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
       const Stage& stage = p.stage[s];
       if (s == p.main) {
         multiply_main(stage.product);
+      } else if (s == p.second) {
+        multiply_second(stage.product);
       } else if (stage.product.segments) {
         this->multiply(stage.product);
       }
@@ -110,8 +113,16 @@ class Backward : public Draws<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
           to_state(stage);
           add_inputs(stage);
       }
-      // a share of the next inputs, where all ranks wait for each other
-      if (more) this->read_ahead(t - 1, n + 1, s, p.stages);
+      // the next inputs of a stage that is over, where all ranks wait for each other
+      if (more) {
+        if (s == 0) {
+          this->read_firsts(t - 1, n + 1);
+          this->read_ahead(t - 1, n + 1, p.stages - 2);
+          this->read_ahead(t - 1, n + 1, p.stages - 1);
+        } else if (s + 1 < p.stages) {
+          this->read_ahead(t - 1, n + 1, s - 1);
+        }
+      }
       this->receive(stage);
     }
     if (!more) return;
@@ -135,6 +146,20 @@ class Backward : public Draws<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
       PerLane<Sums> sums;
       this->template multiply_held<0, kBackwardHeld0>(product, 0, n, warp, held_, sums);
       if (warp < product.jobs) this->store_sums(product, 0, product.job[warp], sums);
+    });
+    x.sync();
+  }
+
+  FASTRSSM_CLUSTER void multiply_second(const Product& product) {
+    x.warps([&](int warp) {
+      if (warp >= product.jobs) return;
+      const Job& job = product.job[warp];
+      PerLane<Sums> sums;
+      this->template multiply_held<kSecondFirst, kSecondHeld0>(product, 0, n, warp, held_, sums);
+      this->store_sums(product, 0, job, sums);
+      this->template multiply_held<kSecondFirst + kSecondHeld0, kSecondHeld1>(product, 1, n, warp,
+                                                                              held_, sums);
+      this->store_sums(product, 1, job, sums);
     });
     x.sync();
   }

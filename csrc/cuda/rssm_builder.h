@@ -166,6 +166,7 @@ class Builder {
            std::int64_t at = 0) {
     Feed& f = p.feed[p.feeds];
     f.source = source;
+    f.stage = p.stages - 1;
     f.axis = axis;
     f.per_rank = per_rank;
     f.ld = ld;
@@ -228,8 +229,22 @@ class Builder {
     }
   }
 
-  // rows, splits and memory of all products; the held one keeps `held` tiles a warp in registers
-  const char* settle(int held0, int held1) {
+  // what a held product keeps in registers, and bytes of the rest of its weights
+  static int hold(Product& product, int held0, int held1) {
+    product.held = true;
+    product.rest0 = std::max(0, ceil_div(product.segment[0].tiles, product.splits) - held0);
+    product.rest1 = std::max(0, ceil_div(product.segment[1].tiles, product.splits) - held1);
+    return kWarps * (product.rest0 + product.rest1) * kTileBytes;
+  }
+  // so few tiles a warp that a second product finds registers
+  bool shares(const Product& main) const {
+    return ceil_div(main.segment[0].tiles, main.splits) <= kSecondFirst;
+  }
+
+  // Rows, splits and memory of all products; the held one keeps `held` tiles a warp in registers.
+  // `refilled` inputs have one buffer, which is filled again as soon as their stage is over; for
+  // those of the last two stages that would be too late.
+  const char* settle(int held0, int held1, bool refilled) {
     int sums = 0, vectors = 0, inputs = 0;
     for (int i = 0; i < p.stages; ++i) {
       Stage& stage = p.stage[i];
@@ -247,24 +262,22 @@ class Builder {
       share_out(product);
       product.packed = p.tiles;
       p.tiles += product.rows * product.depth();
-      int tiles = product.rows * product.depth();
-      if (i == p.main) {
-        product.held = true;
-        product.rest0 = std::max(0, ceil_div(product.segment[0].tiles, product.splits) - held0);
-        product.rest1 = std::max(0, ceil_div(product.segment[1].tiles, product.splits) - held1);
-        tiles = kWarps * (product.rest0 + product.rest1);
-      }
-      product.weights = take(tiles * kTileBytes);
+      if (i == p.second && !shares(p.stage[p.main].product)) p.second = -1;
+      product.weights = take(i == p.main     ? hold(product, held0, held1)
+                             : i == p.second ? hold(product, kSecondHeld0, kSecondHeld1)
+                                             : product.rows * product.depth() * kTileBytes);
       sums = std::max(sums, product.segments * product.rows * product.splits);
     }
     for (int i = 0; i < p.feeds; ++i) {
-      p.feed[i].place = inputs;
-      inputs += p.rows * p.feed[i].units();
+      Feed& feed = p.feed[i];
+      const int each = p.rows * feed.units();
+      feed.place = inputs;
+      feed.other = refilled && feed.stage + 2 < p.stages ? 0 : each;
+      inputs += each + feed.other;
     }
-    p.input_floats = inputs;
     p.sums = take(sums * p.rows * kSumRow * 4);
-    p.scratch = take(2 * p.rows * kMaxSlice * 4);
-    p.input_buffers = take(2 * inputs * 4);
+    p.scratch = take(p.rows * kMaxSlice * 4);
+    p.inputs = take(inputs * 4);
     p.firsts = take(2 * kFirstBytes);
     p.carry_h = take(p.rows * kMaxSlice * 4);
     p.carry_x = take(p.rows * kMaxSlice * 4);

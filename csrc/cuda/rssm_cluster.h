@@ -177,34 +177,32 @@ class Member {
 
   // ---- inputs
 
-  FASTRSSM_CLUSTER float* input_buffer(int step) const {
-    return at<float>(p.input_buffers) + (step & 1) * p.input_floats;
+  FASTRSSM_CLUSTER float* input(const Feed& feed, int step) const {
+    return at<float>(p.inputs) + feed.place + (step & 1) * feed.other;
   }
   FASTRSSM_CLUSTER float fed(const Stage& stage, int which, int b, int u) const {
     const int i = stage.feed[which];
     if (i < 0) return 0.0f;
     const Feed& feed = p.feed[i];
-    return input_buffer(
-        n)[feed.place + b * feed.units() + (feed.whole && feed.axis.last == 1 ? 0 : u)];
+    return input(feed, n)[b * feed.units() + (feed.whole && feed.axis.last == 1 ? 0 : u)];
   }
-
   // the row of such numbers
   FASTRSSM_CLUSTER const float* fed_row(const Stage& stage, int which, int b) const {
     const Feed& feed = p.feed[stage.feed[which]];
-    return input_buffer(n) + feed.place + b * feed.units();
+    return input(feed, n) + b * feed.units();
   }
 
-  // Begins to copy every `stride`th input of a step into the buffer of step count `step`. A warp
-  // takes a row; each thread will read what it copies only behind `copied` and a `sync`.
-  FASTRSSM_CLUSTER void read_ahead(int time, int step, int begin, int stride) {
-    if (begin == 0) read_firsts(time, step);
-    for (int f = begin; f < p.feeds; f += stride) {
+  // Begins to copy the inputs of a stage, or of all, for step count `step`. A warp takes a row;
+  // each thread will read what it copies only behind `copied` and a `sync`.
+  FASTRSSM_CLUSTER void read_ahead(int time, int step, int stage = -1) {
+    for (int f = 0; f < p.feeds; ++f) {
       const Feed& feed = p.feed[f];
+      if (stage >= 0 && feed.stage != stage) continue;
       const float* from = g.source[feed.source];
       if (!from) continue;
       const bool start = feed.before && time == 0;
       const int units = feed.units();
-      float* to = input_buffer(step) + feed.place;
+      float* to = input(feed, step);
       const std::int64_t base =
           (static_cast<std::int64_t>(time - (feed.before ? 1 : 0)) * p.B + b0) * feed.ld +
           feed.at * p.T * p.B + feed.column;

@@ -43,7 +43,8 @@ class Forward : public Draws<Machine, kRowTiles, forward_held0(8 * kRowTiles), k
   // the state before the first step, in every rank; its own slice in float32 too
   FASTRSSM_CLUSTER void start() {
     x.sync();
-    this->read_ahead(0, n, 0, 1);
+    this->read_firsts(0, n);
+    this->read_ahead(0, n);
     x.threads([&](int thread) {
       fill(thread, p.h_operand + p.h_other * ((n + 1) & 1), 0, p.h,
            [&](int b, int u) { return g.deter0[(b0 + b) * p.D + u]; });
@@ -135,7 +136,10 @@ class Forward : public Draws<Machine, kRowTiles, forward_held0(8 * kRowTiles), k
           this->draw(stage);
       }
       // what follows stands where all ranks wait for each other
-      if (s == p.main && more) this->read_ahead(t + 1, n + 1, 0, 1);
+      if (s == p.main && more) {
+        this->read_firsts(t + 1, n + 1);
+        this->read_ahead(t + 1, n + 1);
+      }
       if (stage.settles && more) settle();
       this->receive(stage);
     }
@@ -172,7 +176,7 @@ class Forward : public Draws<Machine, kRowTiles, forward_held0(8 * kRowTiles), k
     x.copied();
     if (p.action_feed < 0) return;
     // each thread takes what it has copied itself: the others' is there only behind a `sync`
-    const float* from = this->input_buffer(n + 1) + p.feed[p.action_feed].place;
+    const float* from = this->input(p.feed[p.action_feed], n + 1);
     std::uint16_t* operand = this->template at<std::uint16_t>(p.x_operand);
     x.warps([&](int warp) {
       x.lanes([&](int lane) {

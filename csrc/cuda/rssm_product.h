@@ -59,28 +59,37 @@ class Engine : public Member<Machine, kRowTiles> {
       });
       return;
     }
+    if (&product == &p.stage[p.main].product) {
+      load_held<0, kHeld0>(product, 0, from, held);
+      load_held<kHeld0, kHeld1>(product, 1, from, held);
+    } else if constexpr (kHeld0 >= kSecondFirst + kSecondHeld0 + kSecondHeld1) {
+      load_held<kSecondFirst, kSecondHeld0>(product, 0, from, held);
+      load_held<kSecondFirst + kSecondHeld0, kSecondHeld1>(product, 1, from, held);
+    }
+  }
+
+  // a warp's tiles of a segment: the first kCount in registers, the others in shared memory
+  template <int kFirst, int kCount>
+  FASTRSSM_CLUSTER void load_held(const Product& product, int s, const unsigned char* from,
+                                  typename Machine::template PerThread<Held>& held) {
     x.warps([&](int warp) {
       x.lanes([&](int lane) {
         Held& registers = held.of(warp, lane);
         const bool works = warp < product.jobs;
         const Job& job = product.job[works ? warp : 0];
+        const int count = works ? job.count[s] : 0;
+        const Words* tile =
+            reinterpret_cast<const Words*>(from) + lane +
+            (job.row * product.depth() + (s ? product.segment[0].tiles : 0) + job.first[s]) * kWarp;
 #pragma unroll
-        for (int s = 0; s < 2; ++s) {
-          const int limit = s ? kHeld1 : kHeld0, count = works ? job.count[s] : 0;
-          const Words* tile =
-              reinterpret_cast<const Words*>(from) + lane +
-              (job.row * product.depth() + (s ? product.segment[0].tiles : 0) + job.first[s]) *
-                  kWarp;
+        for (int i = 0; i < kCount; ++i) {
+          const Words words = i < count ? tile[i * kWarp] : Words{};
 #pragma unroll
-          for (int i = 0; i < limit; ++i) {
-            const Words words = i < count ? tile[i * kWarp] : Words{};
-#pragma unroll
-            for (int r = 0; r < 4; ++r) registers.a[(s ? kHeld0 : 0) + i][r] = words.word[r];
-          }
-          Words* rest = this->template at<Words>(product.weights) + lane +
-                        (warp * (product.rest0 + product.rest1) + (s ? product.rest0 : 0)) * kWarp;
-          for (int i = limit; i < count; ++i) rest[(i - limit) * kWarp] = tile[i * kWarp];
+          for (int r = 0; r < 4; ++r) registers.a[kFirst + i][r] = words.word[r];
         }
+        Words* rest = this->template at<Words>(product.weights) + lane +
+                      (warp * (product.rest0 + product.rest1) + (s ? product.rest0 : 0)) * kWarp;
+        for (int i = kCount; i < count; ++i) rest[(i - kCount) * kWarp] = tile[i * kWarp];
       });
     });
   }
@@ -187,6 +196,8 @@ class Engine : public Member<Machine, kRowTiles> {
     const int begin = begin_of(product, job, s), first = job.first[s], count = job.count[s];
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
+      // in fours, so that loads may go ahead
+      if (i % 4 == 0 && i >= count) break;
       // behind the last tile weights are zero, and any operand does
       const int tile = first + i < in.tiles ? first + i : in.tiles - 1;
       PerLane<Words> a;

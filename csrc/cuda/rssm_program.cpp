@@ -43,7 +43,7 @@ class Forward : public Builder {
     }
     exchange(draw, latent, p.x_operand);
     draw.keep = kept.raw;
-    return settle(forward_held0(p.rows), kForwardHeld1);
+    return settle(forward_held0(p.rows), kForwardHeld1, false);
   }
 
  private:

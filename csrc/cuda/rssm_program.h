@@ -34,6 +34,8 @@ constexpr int kMaxSlice = 64;
 FASTRSSM_HD constexpr int forward_held0(int rows) { return rows == 8 ? 8 : 6; }
 constexpr int kForwardHeld1 = 16;
 constexpr int kBackwardHeld0 = 24, kBackwardHeld1 = 0;
+// where the backward scan's largest product leaves half of them, a second one has the others
+constexpr int kSecondFirst = 12, kSecondHeld0 = 8, kSecondHeld1 = 4;
 
 FASTRSSM_HD constexpr int blocks_of(int n) { return (n + kTile - 1) / kTile; }
 
@@ -190,7 +192,9 @@ struct Feed {
   bool narrow = false;
   int ld = 0, column = 0;  // numbers a row of the array; its first column
   std::int64_t at = 0;     // of a kept array: in numbers of a row of [T * B]
-  int place = 0;           // float in an input buffer
+  int stage = -1;          // that uses it
+  int place = 0;           // float among the inputs
+  int other = 0;           // distance to its second buffer; 0: there is none
 
   FASTRSSM_HD int units() const {
     return whole ? axis.last : per_rank * (narrow ? kTile / 2 : kTile);
@@ -245,14 +249,14 @@ struct Program {
   int action_feed = -1;  // of given actions
   int stages = 0, barriers = 0;
   Stage stage[kMaxStages];
-  int main = 0;  // the stage whose weights are held
-  int cell = 0;  // that gives the new state
+  int main = 0;     // the stage whose weights are held
+  int second = -1;  // another one, behind it; -1: there is none
+  int cell = 0;     // that gives the new state
   Axis x = {2, 0, 0}, h = {1, 0, 0};
   int x_operand = 0, h_operand = 0, h_other = 0;
   int x_share = 0, h_share = 0;  // blocks of a rank in the backward scan
-  int input_floats = 0;
   // bytes in shared memory
-  int barrier_bytes = 0, token = 0, sums = 0, scratch = 0, input_buffers = 0, firsts = 0;
+  int barrier_bytes = 0, token = 0, sums = 0, scratch = 0, inputs = 0, firsts = 0;
   int carry_h = 0, carry_x = 0, vectors = 0;
   int shared = 0;
   int tiles = 0;                         // of the packed weights of a rank

@@ -40,7 +40,7 @@ class Backward : public Builder {
     if (p.policy) policy();
     for (int i = world; i < p.stages; ++i) p.stage[i].policy = true;
     p.gradients = gradients_;
-    return settle(kBackwardHeld0, kBackwardHeld1);
+    return settle(kBackwardHeld0, kBackwardHeld1, true);
   }
 
  private:
@@ -145,6 +145,7 @@ class Backward : public Builder {
     branch.feed[0] = feed(kKept, wide, blocks_of(s.branch), 3 * s.branch, 0, kept.branches);
     branch.feed[1] = whole(kKept, 3, kept.branches_rstd);
 
+    p.second = p.stages;
     Stage& inputs = add(Kind::kInputsBack);
     Segment& of_branch = segment(inputs.product, branches, wide, wide.blocks());
     of_branch.matrix[0] = of_branches(1, true);
