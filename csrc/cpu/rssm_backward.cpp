@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "cpu/rssm_draw.h"
 #include "cpu/rssm_gates.h"
 #include "cpu/rssm_plan.h"
 #include "cpu/rssm_pointwise.h"
@@ -40,7 +41,7 @@ class BackwardScan {
 
   static Size scratch_numel(const Plan& plan, const ScanLayout& layout, const Gemm<T>& gemm) {
     const Size rows = std::min(layout.B, kBlockRows);
-    return rows * (plan.widest + layout.D + layout.S) + layout.S + 16 +
+    return rows * (plan.widest + layout.D + layout.S) + layout.class_lines() + 16 +
            row_bytes<T>(gemm, rows, plan.widest) / sizeof(T);
   }
 
@@ -54,8 +55,8 @@ class BackwardScan {
     d_ = &d;
     c_ = scratch;
     feature_ = c_ + rows * plan_.widest;
-    probs_ = feature_ + rows * (layout_.D + layout_.S);
-    const Size used = probs_ + layout_.S - scratch;
+    lines_ = feature_ + rows * (layout_.D + layout_.S);
+    const Size used = lines_ + layout_.class_lines() - scratch;
     rows_ = reinterpret_cast<char*>(scratch + (used + 15) / 16 * 16);
     deter_ = carry_deter_ + b * layout_.D;
     stoch_ = carry_stoch_ + b * layout_.S;
@@ -125,7 +126,7 @@ class BackwardScan {
                         kept_.raw.at(t_, b_), layout_.split(), d, M_, S);
     } else {
       categorical_backward(stoch_, grads_.stats0 ? grads_.stats0 + at(S) : nullptr,
-                           out_.stats0 + at(S), static_cast<T>(constants_.unimix), d, probs_, M_, S,
+                           out_.stats0 + at(S), static_cast<T>(constants_.unimix), d, lines_, M_, S,
                            layout_.groups);
     }
     network(plan_.head, plan_.head_back, d_->head, d_->head_affine, kept_.head, &kept_.head_hat,
@@ -253,7 +254,7 @@ class BackwardScan {
   T *carry_deter_, *carry_stoch_;
   const ChunkGrads<T>* d_ = nullptr;
   Size t_ = 0, chunk_t_ = 0, b_ = 0, chunk_b_ = 0, M_ = 0;
-  T *c_ = nullptr, *feature_ = nullptr, *probs_ = nullptr, *deter_ = nullptr, *stoch_ = nullptr;
+  T *c_ = nullptr, *feature_ = nullptr, *lines_ = nullptr, *deter_ = nullptr, *stoch_ = nullptr;
   char* rows_ = nullptr;
 };
 

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "cpu/rssm_draw.h"
 #include "cpu/rssm_gates.h"
 #include "cpu/rssm_plan.h"
 #include "cpu/rssm_pointwise.h"
@@ -28,7 +29,8 @@ class ForwardScan {
 
   static Size scratch_numel(const Plan& plan, const ScanLayout& layout, const Gemm<T>& gemm) {
     const Size rows = std::min(layout.B, kBlockRows);
-    return rows * plan.widest + 64 + layout.S + row_bytes<T>(gemm, rows, plan.widest) / sizeof(T);
+    return rows * plan.widest + 16 + layout.class_lines() +
+           row_bytes<T>(gemm, rows, plan.widest) / sizeof(T);
   }
 
   // rows [b, b + M) through all times
@@ -36,8 +38,9 @@ class ForwardScan {
     b_ = b;
     M_ = M;
     c_ = scratch;
-    const Size used = std::min(layout_.B, kBlockRows) * plan_.widest + layout_.S;
-    probs_ = c_ + used - layout_.S;
+    const Size most = std::min(layout_.B, kBlockRows) * plan_.widest;
+    const Size used = most + layout_.class_lines();
+    lines_ = c_ + most;
     rows_ = reinterpret_cast<char*>(scratch + (used + 15) / 16 * 16);
     for (t_ = 0; t_ < layout_.T; ++t_) {
       begin();
@@ -212,7 +215,7 @@ class ForwardScan {
                out_.stoch + at(S), M_, S);
     } else {
       categorical(c_, bias, in_.noise + at(layout_.groups), static_cast<T>(constants_.unimix),
-                  out_.stats0 + at(S), out_.stoch + at(S), probs_, M_, S, layout_.groups);
+                  out_.stats0 + at(S), out_.stoch + at(S), lines_, M_, S, layout_.groups);
     }
   }
 
@@ -226,7 +229,7 @@ class ForwardScan {
   const ScanOutputs<T>& out_;
   const KeptArrays<T>& kept_;
   Size t_ = 0, b_ = 0, M_ = 0;
-  T *c_ = nullptr, *probs_ = nullptr;
+  T *c_ = nullptr, *lines_ = nullptr;
   char* rows_ = nullptr;
 };
 

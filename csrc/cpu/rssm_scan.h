@@ -17,6 +17,9 @@ enum class Cell : Size { kTorchGru, kLnGruA, kLnGruD, kBlockGru };
 enum class Heads : Size { kSplit, kJoint };
 enum class Latent : Size { kGaussian, kCategorical };
 
+// categorical variables that are drawn side by side
+constexpr Size kAbreast = 16;
+
 // Sizes and variants, in the order in which ops/rssm_scan.py lists them.
 struct ScanLayout {
   static constexpr Size kBranches = 3;  // of deter, stoch and action
@@ -45,6 +48,8 @@ struct ScanLayout {
   // of prior and posterior, and of the layers before the gates
   Norm norm() const { return in_blocks() ? kRmsNorm : kLayerNorm; }
   Size branch_in(Size i) const { return i == 0 ? D : i == 1 ? S : A; }
+  // scratch of a draw among classes: probabilities of a line of variables, their gradients
+  Size class_lines() const { return gaussian() ? 0 : 2 * kAbreast * (S / groups); }
   Size own() const { return D / blocks; }                     // units of a block
   Size mix_in() const { return own() + kBranches * branch; }  // what a block's mixture reads
   Size stats() const { return gaussian() ? 2 * S : S; }       // numbers of a latent
