@@ -105,9 +105,9 @@ def draw_scores(
                     panel.bar(at, score, width, color=f"C{k}")
                     panel.errorbar(at, score, [[score - low], [high - score]], c="k", lw=1)
                 if bar is not None and bar.published is not None:
-                    panel.plot(at, bar.published, "D", mfc="w", mec=f"C{k}", ms=6)
+                    panel.plot(at, bar.published, "D", mfc="w", mec="k", ms=6)
             panel.bar(0, 0, color=f"C{k}", label=method)
-        panel.plot([], [], "D", mfc="w", mec="0.3", ls="", label="published")
+        panel.plot([], [], "D", mfc="w", mec="k", ls="", label="published")
         panel.axhline(100, color="k", lw=0.8, ls=":")
         panel.set_xticks(range(len(places)), [label for label, _ in places], fontsize=8)
         panel.set(title=heading, ylabel="score, expert = 100")

@@ -14,7 +14,7 @@ stops falling, after 50 epochs at least.
 - data: 1,500 episodes of a body and 300 of an expert, the first 100 decision steps of each, of
   which getting up from the floor takes 30;
 - model: deter 128, stoch 32 and hidden 128 for both bodies, without inverse dynamics model;
-- training: 6,000 and 4,000 updates on batches of 80 windows of 20 frames, with a learning rate of
+- training: 12,000 and 4,000 updates on batches of 80 windows of 20 frames, with a learning rate of
   5e-3 that falls to 0 over the second half; products of bfloat16.
 
 The baselines keep their published schedule on these data.
@@ -47,7 +47,7 @@ SCALES: dict[str, dict[str, tuple[str, ...]]] = {
     "cpu": {
         "body": ("--episodes", "1500", "--steps", "100"),
         "expert": ("--episodes", "300", "--steps", "100"),
-        "pretrain": ("--updates", "6000", "--eval-every", "0", "--no-idm", *_SIZES, *_TRAINING),
+        "pretrain": ("--updates", "12000", "--eval-every", "0", "--no-idm", *_SIZES, *_TRAINING),
         "aime": ("--updates", "4000", "--max-episodes", "300", "--eval-every", "0", *_TRAINING),
         "bco": ("--max-episodes", "300"),
         "iidm": ("--max-episodes", "300"),
