@@ -81,10 +81,13 @@ class Backward : public Draws<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
           this->norm_back(stage);
           break;
         case Kind::kGatesBack:
-          gates(stage);
+          this->gates(stage);
           break;
         case Kind::kBlockGatesBack:
-          gates_in_blocks(stage);
+          this->gates_in_blocks(stage);
+          break;
+        case Kind::kNormGatesBack:
+          this->norm_gates_back(stage);
           break;
         case Kind::kBranchBack:
           this->branch_back(stage);
@@ -188,92 +191,6 @@ class Backward : public Draws<Machine, kRowTiles, kBackwardHeld0, kBackwardHeld1
                  stage.barrier);
     });
     if (!group.owned(rank)) this->send_token(stage.barrier);
-  }
-
-  // from the new state to the gates [xn | r | z | hn]; stored as [r | z | xn | hn]
-  FASTRSSM_CLUSTER void gates(const Stage& stage) {
-    const Group& group = stage.product.group[0];
-    const int units = group.units();
-    this->rows_of(units, [&](int first, int shift) {
-      PerLane<std::uint32_t> sent[4];
-      x.lanes([&](int lane) {
-        const At to = this->place(first + lane, shift, units);
-        float d[4][2] = {};
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const int u = to.u + j, column = to.active ? this->column_of(group, u) : -1;
-          if (column < 0) continue;
-          const float grad = this->carry_h(to.b, u) + this->fed(stage, 5, to.b, u) +
-                             this->sum_of(stage.product, 0, 0, to.b, u);
-          const float before = this->keep(to.b) * this->fed(stage, 4, to.b, u);
-          const GateGrads back =
-              cell_backward(grad, this->fed(stage, 0, to.b, u), this->fed(stage, 1, to.b, u),
-                            this->fed(stage, 2, to.b, u), this->fed(stage, 3, to.b, u), before);
-          this->carry_h(to.b, u) = back.before;
-          d[0][j] = back.xn;
-          d[1][j] = back.r;
-          d[2][j] = back.z;
-          d[3][j] = back.hn;
-          if (!to.stored || !this->learns(stage)) continue;
-          float* grads = g.gradients + stage.grad * rows() + to.row * 4 * p.D + column;
-          grads[0] = back.r;
-          grads[p.D] = back.z;
-          grads[2 * p.D] = back.xn;
-          grads[3 * p.D] = back.hn;
-        }
-#pragma unroll
-        for (int gate = 0; gate < 4; ++gate)
-          sent[gate][lane] = bfloat16_pair(d[gate][0], d[gate][1]);
-      });
-#pragma unroll
-      for (int gate = 0; gate < 4; ++gate) {
-        const int target = stage.target + gate * group.blocks * kRows * kTile * 2;
-        this->send(sent[gate], first, shift, target, group.per_rank, false, 0, group.blocks,
-                   stage.barrier);
-      }
-    });
-    if (!group.owned(rank)) this->send_token(stage.barrier);
-  }
-
-  // The same of block_gru: [r | c | u] of each block, for the product with its own weights.
-  FASTRSSM_CLUSTER void gates_in_blocks(const Stage& stage) {
-    const Group& group = stage.product.group[0];
-    const int units = group.units(), own = blocks_of(p.own);
-    this->rows_of(units, [&](int first, int shift) {
-      x.lanes([&](int lane) {
-        const At to = this->place(first + lane, shift, units);
-        if (!to.active) return;
-        float d[3][2] = {};
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const int u = to.u + j, column = this->column_of(group, u);
-          if (column < 0) continue;
-          const float grad = this->carry_h(to.b, u) + this->fed(stage, 5, to.b, u) +
-                             this->sum_of(stage.product, 0, 0, to.b, u);
-          const float before = this->keep(to.b) * this->fed(stage, 4, to.b, u);
-          const GateGrads back =
-              block_backward(grad, this->fed(stage, 0, to.b, u), this->fed(stage, 1, to.b, u),
-                             this->fed(stage, 2, to.b, u), this->fed(stage, 3, to.b, u), before);
-          this->carry_h(to.b, u) = back.before;
-          d[0][j] = back.r;
-          d[1][j] = back.hn;
-          d[2][j] = back.z;
-          if (!to.stored || !this->learns(stage)) continue;
-          float* grads = g.gradients + stage.grad * rows() + to.row * 3 * p.D + column;
-          grads[0] = back.r;
-          grads[p.D] = back.hn;
-          grads[2 * p.D] = back.z;
-        }
-        int tile = to.u / kTile, skipped = 0;
-        for (; tile >= own; tile -= own) skipped += 3 * own;
-#pragma unroll
-        for (int gate = 0; gate < 3; ++gate) {
-          const int pair = ((skipped + gate * own + tile) * kRows + to.b) * kTile + to.u % kTile;
-          this->template at<std::uint32_t>(stage.target)[pair / 2] =
-              bfloat16_pair(d[gate][0], d[gate][1]);
-        }
-      });
-    });
   }
 
   // to the state before the step: what passed the cell by is already there

@@ -12,8 +12,8 @@ inline int align(int bytes) { return (bytes + 127) / 128 * 128; }
 // Where each layer stands in the list of all, as in ops/rssm_plan.py.
 struct Layers {
   explicit Layers(const Sizes& s) : pre(0), cell(s.pre ? 1 : 0), state(cell + 1) {
-    // block_gru has none of the state, and four behind the head
-    head = s.blocks ? state : state + 1;
+    // torch's cell has one of the state; block_gru has four behind the head
+    head = s.blocks || s.norm_gates ? state : state + 1;
     branches = head + s.head_layers;
     mix = branches + 3;
     policy = s.blocks ? mix + 1 : branches;
@@ -29,7 +29,8 @@ struct Kept {
       branches = take(3 * s.branch), branches_rstd = take(3);
       mix = take(s.D), mix_rstd = take(1);
     }
-    gates = take(4 * s.D);
+    gates = take((s.norm_gates ? 3 : 4) * s.D);
+    if (s.norm_gates) gates_rstd = take(1);
     for (int l = 0; l + 1 < s.head_layers; ++l) {
       head[l] = take(s.head_hidden());
       if (!s.split) head_rstd[l] = take(1);
@@ -45,7 +46,7 @@ struct Kept {
     return place;
   }
   std::int64_t used = 0, pre = -1, pre_rstd = -1, gates, raw = -1, action_raw = -1;
-  std::int64_t branches = -1, branches_rstd = -1, mix = -1, mix_rstd = -1;
+  std::int64_t gates_rstd = -1, branches = -1, branches_rstd = -1, mix = -1, mix_rstd = -1;
   std::int64_t head[kMaxLayers], head_rstd[kMaxLayers], policy[kMaxLayers];
 };
 
@@ -66,6 +67,7 @@ class Builder {
     p.policy = s.policy_layers > 0;
     p.detach = s.detach;
     p.rms = s.blocks > 0;
+    p.update_first = s.update_first;
     p.bounded = s.blocks > 0 && !p.policy;
     p.classes = s.classes();
     p.own = s.blocks ? s.D / s.blocks : 0;
@@ -198,13 +200,17 @@ class Builder {
     stage.barrier = p.barriers++;
     stage.bytes = bytes(g.blocks, g.per_rank, p.rows * (g.paired ? 16 : 32));
   }
-  void norm(Stage& stage) {
+  void norm(Stage& stage, float eps) {
+    stage.eps = eps;
     const Group& g = stage.product.group[0];
     stage.stats_barrier = p.barriers++;
     stage.stats = take(C * p.rows * 8);
     stage.stats_bytes = 0;
     for (int r = 0; r < C; ++r) stage.stats_bytes += g.owned(r) ? p.rows * 8 : 16;
   }
+  // of the layers of a network, and of an input layer
+  float eps() const { return s.blocks ? 1e-4f : 1e-5f; }
+  float eps_of_gates() const { return s.update_first ? 1e-5f : 1e-3f; }
   Stage& add(Kind kind) {
     Stage& stage = p.stage[p.stages++];
     stage.kind = kind;
@@ -254,7 +260,9 @@ class Builder {
         if (product.group[g].units() > kMaxSlice) return "a layer is too wide";
       }
       stage.vectors = vectors;
-      vectors += product.groups ? 4 * product.group[0].units() : 0;
+      // of three gates their bias, scale and shift
+      const bool of_gates = stage.kind == Kind::kNormCell || stage.kind == Kind::kNormGatesBack;
+      vectors += product.groups ? (of_gates ? 9 : 4) * product.group[0].units() : 0;
       if (!product.segments) continue;
       const int longest = std::max(product.segment[0].tiles, product.segment[1].tiles);
       product.splits = std::clamp(kWarps / product.rows, 1, longest);
@@ -276,7 +284,7 @@ class Builder {
       inputs += each + feed.other;
     }
     p.sums = take(sums * p.rows * kSumRow * 4);
-    p.scratch = take(p.rows * kMaxSlice * 4);
+    p.scratch = take((s.norm_gates ? 3 : 1) * p.rows * kMaxSlice * 4);
     p.inputs = take(inputs * 4);
     p.firsts = take(2 * kFirstBytes);
     p.carry_h = take(p.rows * kMaxSlice * 4);

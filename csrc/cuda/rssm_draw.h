@@ -2,14 +2,14 @@
 // their parameters.
 #pragma once
 
-#include "cuda/rssm_norm.h"
+#include "cuda/rssm_gates.h"
 
 namespace fastrssm::cluster {
 
 template <class Machine, int kRowTiles, int kHeld0, int kHeld1>
-class Draws : public Norms<Machine, kRowTiles, kHeld0, kHeld1> {
+class Draws : public Cells<Machine, kRowTiles, kHeld0, kHeld1> {
  public:
-  using Base = Norms<Machine, kRowTiles, kHeld0, kHeld1>;
+  using Base = Cells<Machine, kRowTiles, kHeld0, kHeld1>;
   using Base::Base;
   using Base::g;
   using Base::kRows;

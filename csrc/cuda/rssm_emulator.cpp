@@ -105,9 +105,22 @@ FASTRSSM_EXPORT void emulator_cell(int n, const float* in, float* out) {
 FASTRSSM_EXPORT void emulator_block_cell(int n, const float* in, float* out) {
   for (int i = 0; i < n; ++i) {
     const auto at = [&](int k) { return in[k * n + i]; };
-    const Gates g = block_forward(at(0), at(1), at(2), at(3));
+    const Gates g = block_forward(at(0), at(1), at(2) - 1.0f, at(3));
     const GateGrads d = block_backward(at(4), g.r, g.z, g.n, g.hn, at(3));
     const float found[] = {g.h, d.r, d.hn, d.z, d.before};
+    for (int k = 0; k < 5; ++k) out[k * n + i] = found[k];
+  }
+}
+
+// The same of the cells with a norm: y of three gates, before, grad in; h, then gradients of y and
+// before out.
+FASTRSSM_EXPORT void emulator_norm_cell(int n, const float* in, float update_first, float* out) {
+  for (int i = 0; i < n; ++i) {
+    const float y[] = {in[i], in[n + i], in[2 * n + i]}, before = in[3 * n + i];
+    float dy[3];
+    const bool first = update_first != 0.0f;
+    const float d = norm_backward(in[4 * n + i], y, first, before, dy);
+    const float found[] = {norm_forward(y, first, before).h, dy[0], dy[1], dy[2], d};
     for (int k = 0; k < 5; ++k) out[k * n + i] = found[k];
   }
 }

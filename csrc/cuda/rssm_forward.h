@@ -124,7 +124,10 @@ class Forward : public Draws<Machine, kRowTiles, forward_held0(8 * kRowTiles), k
           break;
         case Kind::kCell:
         case Kind::kBlockCell:
-          cell(stage);
+          this->cell(stage);
+          break;
+        case Kind::kNormCell:
+          this->norm_cell(stage);
           break;
         case Kind::kElu:
           hidden(stage);
@@ -190,62 +193,6 @@ class Forward : public Draws<Machine, kRowTiles, forward_held0(8 * kRowTiles), k
         }
       });
     });
-  }
-
-  FASTRSSM_CLUSTER void cell(const Stage& stage) {
-    const Product& product = stage.product;
-    const Group& group = product.group[0];
-    const int units = group.units(), target = stage.target + stage.other * x.buffer(n);
-    const bool in_blocks = stage.kind == Kind::kBlockCell;
-    this->rows_of(units, [&](int first, int shift) {
-      PerLane<std::uint32_t> sent;
-      PerLane<Gates> kept[2];
-      x.lanes([&](int lane) {
-        const At to = this->place(first + lane, shift, units);
-        float h[2] = {};
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const int u = to.u + j, i = u % kTile,
-                    column = to.active ? this->column_of(group, u) : -1;
-          kept[j][lane] = Gates{};
-          if (column < 0) continue;
-          const float keep = this->keep(to.b);
-          float part[2][3] = {};
-#pragma unroll
-          for (int gate = 0; gate < 3; ++gate) {
-            const int row = product.row(0, u / kTile, gate);
-            part[0][gate] = this->sum(product, 0, row, to.b, i) + this->vector(stage, gate, u);
-            if (!in_blocks) part[1][gate] = keep * this->sum(product, 1, row, to.b, i);
-          }
-          const float before = keep * this->carry_h(to.b, u);
-          const Gates gates =
-              in_blocks ? block_forward(part[0][0], part[0][1], part[0][2], before)
-                        : cell_forward(part[0][0] + part[1][0], part[0][1] + part[1][1], part[0][2],
-                                       part[1][2] + this->vector(stage, 3, u), before);
-          this->carry_h(to.b, u) = h[j] = gates.h;
-          kept[j][lane] = gates;
-        }
-        sent[lane] = bfloat16_pair(h[0], h[1]);
-      });
-      this->send(sent, first, shift, target, group.per_rank, false, 0, group.blocks, stage.barrier);
-      x.lanes([&](int lane) {
-        const At to = this->place(first + lane, shift, units);
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const int column = to.active ? this->column_of(group, to.u + j) : -1;
-          if (column < 0 || !to.stored) continue;
-          const Gates& gates = kept[j][lane];
-          g.deter[to.row * p.D + column] = gates.h;
-          if (!g.kept) continue;
-          float* keep = g.kept + stage.keep * p.T * p.B + to.row * 4 * p.D + column;
-          keep[0] = gates.r;
-          keep[p.D] = gates.z;
-          keep[2 * p.D] = gates.n;
-          keep[3 * p.D] = gates.hn;
-        }
-      });
-    });
-    if (!group.owned(rank)) this->send_token(stage.barrier);
   }
 
   // y = elu(sums)

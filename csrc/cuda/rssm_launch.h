@@ -54,6 +54,9 @@ inline Sizes sizes_of(const std::int64_t* layout) {
   s.policy_width = number(13);
   // of a gaussian latent the groups are 1
   s.groups = layout[8] == 1 ? number(5) : 0;
+  // the order of ops.rssm_plan.CELLS
+  s.update_first = layout[6] == 1;
+  s.norm_gates = layout[6] == 1 || layout[6] == 2;
   s.blocks = number(16);
   s.branch = number(17);
   s.observe = layout[14] != 0;

@@ -79,11 +79,11 @@ FASTRSSM_HD GateGrads cell_backward(float grad, float r, float z, float n, float
   return d;
 }
 
-// The same of block_gru: z is the share of the new value, hn its sum.
-FASTRSSM_HD Gates block_forward(float r_sum, float c_sum, float u_sum, float before) {
+// The same of block_gru: z is the share of the new value, hn the sum of that.
+FASTRSSM_HD Gates block_forward(float r_sum, float c_sum, float share, float before) {
   Gates g;
   g.r = quick_sigmoid(r_sum);
-  g.z = quick_sigmoid(u_sum - 1.0f);
+  g.z = quick_sigmoid(share);
   g.hn = c_sum;
   g.n = quick_tanh(g.r * c_sum);
   g.h = before + g.z * (g.n - before);
@@ -99,6 +99,23 @@ FASTRSSM_HD GateGrads block_backward(float grad, float r, float z, float n, floa
   d.hn = d.xn * r;
   d.before = grad * (1.0f - z);
   return d;
+}
+
+// Cells whose gates have a norm: ln_gru_a, where the share of the old state stands first, as [u, r,
+// c], and ln_gru_d as [r, c, u]. y: the gates behind their norm.
+FASTRSSM_HD Gates norm_forward(const float* y, bool update_first, float before) {
+  return update_first ? block_forward(y[1], y[2], -y[0], before)
+                      : block_forward(y[0], y[1], y[2] - 1.0f, before);
+}
+// Gradients of y; returns that of the old state.
+FASTRSSM_HD float norm_backward(float grad, const float* y, bool update_first, float before,
+                                float* dy) {
+  const Gates g = norm_forward(y, update_first, before);
+  const GateGrads d = block_backward(grad, g.r, g.z, g.n, g.hn, before);
+  dy[0] = update_first ? -d.z : d.r;
+  dy[1] = update_first ? d.r : d.hn;
+  dy[2] = update_first ? d.hn : d.z;
+  return d.before;
 }
 
 // By which an action is divided: beyond its bounds it counts as one on them.

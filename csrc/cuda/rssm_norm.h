@@ -8,8 +8,6 @@
 
 namespace fastrssm::cluster {
 
-constexpr float kNormEps = 1e-5f, kRmsEps = 1e-4f;
-
 template <class Machine, int kRowTiles, int kHeld0, int kHeld1>
 class Norms : public Engine<Machine, kRowTiles, kHeld0, kHeld1> {
  public:
@@ -124,12 +122,8 @@ class Norms : public Engine<Machine, kRowTiles, kHeld0, kHeld1> {
       PerLane<std::uint32_t> sent;
       x.lanes([&](int lane) {
         const At to = this->place(first + lane, shift, units);
-        float total = 0.0f, dot = 0.0f, d[2] = {};
-        for (int r = 0; r < p.ranks; ++r) {
-          if (!group.owned(r)) continue;
-          total += stats(stage, r, to.b)[0];
-          dot += stats(stage, r, to.b)[1];
-        }
+        float total, dot, d[2] = {};
+        totals(stage, to.b, &total, &dot);
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const int u = to.u + j, column = to.active ? this->column_of(group, u) : -1;
@@ -173,7 +167,7 @@ class Norms : public Engine<Machine, kRowTiles, kHeld0, kHeld1> {
       x.lanes([&](int lane) {
         const At to = this->place(first + lane, shift, units);
         const float mean = squares[lane] / static_cast<float>(width);
-        squares[lane] = 1.0f / square_root_of(mean + kRmsEps);
+        squares[lane] = 1.0f / square_root_of(mean + stage.eps);
         float y[2] = {};
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -243,22 +237,27 @@ class Norms : public Engine<Machine, kRowTiles, kHeld0, kHeld1> {
     if (!group.owned(rank)) this->send_token(stage.barrier);
   }
 
-  FASTRSSM_CLUSTER float& scratch(int b, int u) const {
-    return this->template at<float>(p.scratch)[b * kMaxSlice + u];
-  }
-
- private:
-  FASTRSSM_CLUSTER const float* stats(const Stage& stage, int owner, int b) const {
-    return this->template at<float>(stage.stats) + (owner * kRows + b) * 2;
+  FASTRSSM_CLUSTER float& scratch(int b, int u, int plane = 0) const {
+    return this->template at<float>(p.scratch)[(plane * kRows + b) * kMaxSlice + u];
   }
   FASTRSSM_CLUSTER void finish_stats(const Stage& stage, int owned) {
     if (!owned) this->send_token(stage.stats_barrier);
     x.wait(stage.stats_barrier, n & 1, stage.stats_bytes);
   }
+  // the two sums of a row over all ranks, in their order
+  FASTRSSM_CLUSTER void totals(const Stage& stage, int b, float* one, float* two) const {
+    *one = *two = 0.0f;
+    for (int r = 0; r < p.ranks; ++r) {
+      if (!stage.product.group[0].owned(r)) continue;
+      *one += stats(stage, r, b)[0];
+      *two += stats(stage, r, b)[1];
+    }
+  }
+
   // mean and reciprocal deviation of a row from the sums of all ranks, in their order
   FASTRSSM_CLUSTER void moments(const Stage& stage, int b, float* mean, float* rstd) const {
     const Group& group = stage.product.group[0];
-    const float width = static_cast<float>(group.rows.units());
+    const float width = static_cast<float>(group.rows.units() * group.copies);
     float total = 0.0f, squares = 0.0f;
     for (int r = 0; r < p.ranks; ++r) {
       if (group.owned(r)) total += stats(stage, r, b)[0];
@@ -268,11 +267,16 @@ class Norms : public Engine<Machine, kRowTiles, kHeld0, kHeld1> {
       if (!group.owned(r)) continue;
       squares += stats(stage, r, b)[1];
       if (p.rms) continue;
-      const float count = static_cast<float>(this->units_of(group, r));
+      const float count = static_cast<float>(this->units_of(group, r) * group.copies);
       const float apart = stats(stage, r, b)[0] / count - *mean;
       squares += count * apart * apart;
     }
-    *rstd = 1.0f / square_root_of(squares / width + (p.rms ? kRmsEps : kNormEps));
+    *rstd = 1.0f / square_root_of(squares / width + stage.eps);
+  }
+
+ private:
+  FASTRSSM_CLUSTER const float* stats(const Stage& stage, int owner, int b) const {
+    return this->template at<float>(stage.stats) + (owner * kRows + b) * 2;
   }
 };
 

@@ -129,6 +129,12 @@ class Engine : public Member<Machine, kRowTiles> {
           }
           continue;
         }
+        if (stage.kind == Kind::kNormCell || stage.kind == Kind::kNormGatesBack) {
+          for (int i = 0; i < 9; ++i) {
+            to[i * units] = part_of(stage.layer, i / 3, column < 0 ? -1 : i % 3 * D + column);
+          }
+          continue;
+        }
         if (stage.kind == Kind::kCell) {
           for (int gate = 0; gate < 3; ++gate) {
             const int place = column < 0 ? -1 : gate * D + column;

@@ -58,19 +58,21 @@ class Forward : public Builder {
           matrix(layers.pre, s.S + s.A);
       add_group(pre.product, group(columns));
       exchange(pre, columns, reads);
-      norm(pre);
+      norm(pre, eps());
       pre.layer = layers.pre;
       pre.keep = kept.pre;
       pre.keep_rstd = kept.pre_rstd;
     }
     p.main = p.cell = p.stages;
-    Stage& cell = add(Kind::kCell);
+    Stage& cell = add(s.norm_gates ? Kind::kNormCell : Kind::kCell);
+    const int both = s.reads() + s.D;
     segment(cell.product, reads, columns, columns.blocks()).matrix[0] =
-        matrix(layers.cell, s.reads());
+        matrix(layers.cell, s.norm_gates ? both : s.reads());
     segment(cell.product, p.h_operand, p.h, p.h.blocks(), p.h_other).matrix[0] =
-        matrix(layers.state, s.D);
+        s.norm_gates ? matrix(layers.cell, both, false, s.reads()) : matrix(layers.state, s.D);
     add_group(cell.product, state_group(3));
     exchange(cell, p.h, p.h_operand, p.h_other);
+    if (s.norm_gates) norm(cell, eps_of_gates()), cell.keep_rstd = kept.gates_rstd;
     cell.layer = layers.cell;
     cell.keep = kept.gates;
   }
@@ -92,6 +94,7 @@ class Forward : public Builder {
     branch.layer = layers.branches;
     branch.keep = kept.branches;
     branch.keep_rstd = kept.branches_rstd;
+    branch.eps = eps();
 
     Stage& mix = add(Kind::kNorm);
     Group g = state_group();
@@ -103,7 +106,7 @@ class Forward : public Builder {
     add_group(mix.product, g);
     mix.axis = p.h;
     mix.target = take(g.per_rank * p.rows * kTile * 2);
-    norm(mix);
+    norm(mix, eps());
     mix.layer = layers.mix;
     mix.keep = kept.mix;
     mix.keep_rstd = kept.mix_rstd;
@@ -151,7 +154,7 @@ class Forward : public Builder {
       add_group(product, g);
       operand_ = operand(hidden);
       exchange(stage, hidden, operand_);
-      if (!split) norm(stage), stage.keep_rstd = rstd[l];
+      if (!split) norm(stage, eps()), stage.keep_rstd = rstd[l];
       stage.layer = layer + l;
       stage.keep = y[l];
     }

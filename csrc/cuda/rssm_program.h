@@ -144,6 +144,7 @@ enum class Kind : int {
   kBranch,
   kCell,
   kBlockCell,
+  kNormCell,
   kElu,
   kDraw,
   kDrawClass,
@@ -156,6 +157,7 @@ enum class Kind : int {
   kCellBack,
   kPreBack,
   kBlockGatesBack,
+  kNormGatesBack,
   kBranchBack,
   kInputsBack,
   kUnact,
@@ -210,8 +212,9 @@ struct Stage {
   int other = 0;          // distance to its second buffer
   int barrier = -1, bytes = 0;
   int stats_barrier = -1, stats_bytes = 0, stats = 0;
-  int layer = -1;   // whose bias, scale and shift it adds
-  int vectors = 0;  // float in shared memory: their slices
+  float eps = 0.0f;  // of the norm
+  int layer = -1;    // whose bias, scale and shift it adds
+  int vectors = 0;   // float in shared memory: their slices
   int feed[6] = {-1, -1, -1, -1, -1, -1};
   bool policy = false;            // of the policy, which learns also where the world model does not
   bool settles = false;           // the next step's inputs are taken, and its state multiplied
@@ -228,7 +231,8 @@ struct Sizes {
   int pre, head_layers, head_width, policy_layers, policy_width;
   bool observe, detach;
   int groups = 0;              // of a categorical latent; 0: it is gaussian
-  int blocks = 0, branch = 0;  // of block_gru, and the width of its input layers; 0: torch_gru
+  int blocks = 0, branch = 0;  // of block_gru, and the width of its input layers; 0: another cell
+  bool norm_gates = false, update_first = false;  // ln_gru_a, ln_gru_d; the former
 
   int classes() const { return groups ? S / groups : 0; }
   int reads() const { return pre ? pre : S + A; }
@@ -240,10 +244,11 @@ struct Program {
   int T = 0, D = 0, S = 0, A = 0;
   std::int64_t B = 0;
   bool split = false, observe = false, policy = false, detach = false;
-  bool rms = false;      // norms are of the root mean square
-  bool bounded = false;  // actions beyond 1 count as 1
-  int classes = 0;       // of a categorical variable; 0: the latent is gaussian
-  int own = 0;           // units of a block of block_gru
+  bool rms = false;           // norms are of the root mean square
+  bool update_first = false;  // the gates of ln_gru_a
+  bool bounded = false;       // actions beyond 1 count as 1
+  int classes = 0;            // of a categorical variable; 0: the latent is gaussian
+  int own = 0;                // units of a block of block_gru
   int feeds = 0;
   Feed feed[kMaxFeeds];
   int action_feed = -1;  // of given actions

@@ -51,9 +51,11 @@ class Backward : public Builder {
     add_group(stage.product, state_group());
     stage.axis = p.h;
     stage.grad = grad(gates * s.D);
-    for (int i = 0; i < 4; ++i) {
-      stage.feed[i] = feed(kKept, p.h, p.h_share, 4 * s.D, i * s.D, kept.gates);
+    const int each = s.norm_gates ? 3 : 4;
+    for (int i = 0; i < each; ++i) {
+      stage.feed[i] = feed(kKept, p.h, p.h_share, each * s.D, i * s.D, kept.gates);
     }
+    if (s.norm_gates) stage.feed[3] = whole(kKept, 1, kept.gates_rstd);
     stage.feed[4] = feed(kDeter, p.h, p.h_share, s.D);
     p.feed[stage.feed[4]].before = true;
     stage.feed[5] = feed(kDeterGrad, p.h, p.h_share, s.D);
@@ -68,31 +70,43 @@ class Backward : public Builder {
   }
 
   void recur(int from, const Axis& inner) {
-    const Axis gates = {4, s.D, s.D}, deter = p.h;
-    Stage& state = unstate(Kind::kGatesBack, from, inner, 4);
+    const Axis gates = {s.norm_gates ? 3 : 4, s.D, s.D}, deter = p.h;
+    Stage& state =
+        unstate(s.norm_gates ? Kind::kNormGatesBack : Kind::kGatesBack, from, inner, gates.parts);
     int read = from;
     from = operand(gates);
     state.target = from;
     state.barrier = p.barriers++;
-    state.bytes = bytes(deter.blocks(), p.h_share, 4 * p.rows * 32);
+    state.bytes = bytes(deter.blocks(), p.h_share, gates.parts * p.rows * 32);
+    if (s.norm_gates) {
+      norm(state, eps_of_gates());
+      state.layer = layers.cell;
+      state.grad_affine = grad(3 * s.D);
+    }
     p.main = p.stages;
     {
       Stage& stage = add(Kind::kCellBack);
       const int each = blocks_of(s.D);
       Segment& in = segment(stage.product, from, gates, 3 * each);
-      in.matrix[0] = matrix(layers.cell, s.reads(), true);
-      in.matrix[1] = matrix(layers.state, s.D, true);
-      in.matrix[0].gates = in.matrix[1].gates = true;
+      if (s.norm_gates) {
+        in.matrix[0] = matrix(layers.cell, s.reads() + s.D, true);
+        in.matrix[1] = matrix(layers.cell, s.reads() + s.D, true, s.reads());
+      } else {
+        in.matrix[0] = matrix(layers.cell, s.reads(), true);
+        in.matrix[1] = matrix(layers.state, s.D, true);
+        in.matrix[0].gates = in.matrix[1].gates = true;
+      }
       const Axis pre = {1, s.pre, s.pre};
       add_group(stage.product, s.pre ? group(pre) : input_group());
       add_group(stage.product, group(deter));
-      stage.product.group[1].first = each;
+      // the state sees another part of the new value than the input
+      if (!s.norm_gates) stage.product.group[1].first = each;
       if (s.pre) {
         // the head's gradient was read before that of the gates was sent, which all have received
         if (pre.blocks() > inner.blocks()) read = operand(pre);
         from = read;
         exchange(stage, pre, from);
-        norm(stage);
+        norm(stage, eps());
         stage.layer = layers.pre;
         stage.grad = grad(s.pre);
         stage.grad_affine = grad(s.pre);
@@ -123,7 +137,7 @@ class Backward : public Builder {
     add_group(mix.product, g);
     const int mixed = operand(p.h);
     exchange(mix, p.h, mixed);
-    norm(mix);
+    norm(mix, eps());
     mix.layer = layers.mix;
     mix.grad = grad(s.D);
     mix.grad_affine = grad(s.D);
@@ -187,7 +201,7 @@ class Backward : public Builder {
       stage.feed[0] = feed(kKept, axis, g.per_rank, row, 0, y[l - 1]);
       stage.grad = grad(row);
       if (!split) {
-        norm(stage);
+        norm(stage, eps());
         stage.layer = layer + l - 1;
         stage.grad_affine = grad(row);
         stage.feed[1] = whole(kKept, 1, rstd[l - 1]);

@@ -19,7 +19,7 @@ from tests.checks import assert_matches
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
-OPTIONS = ("-std=c++20", "-O2", "-fPIC", "-shared", "-Wno-unknown-pragmas", f"-I{CSRC}")
+OPTIONS = ("-std=c++20", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas", f"-I{CSRC}")
 # orders in which stores arrive: at once, as late as possible, any
 AT_ONCE, LATE, ANY = range(3)
 EVERY_MUTATION = ("none", "parity", "bytes", "buffer", "token", "skipped wait", "wrong barrier")

@@ -32,16 +32,21 @@ from scan_runs import (
 )
 
 from fastrssm import ops
-from fastrssm.ops import rssm_cuda
 from tests.checks import assert_matches
-from tests.op_cases import ScanCase
+from tests.op_cases import SCANS, ScanCase
 
 TINY = replace(CASES["rssm"], T=3, B=9)
 JOINT = replace(CASES["rssmo"], T=3, B=9)
 # the published sizes: what does not fit into registers, and slices of more than one block
+NORMED = replace(CASES["rssmo_v2"], T=3, B=9)
 AIME = ScanCase("aime", T=2, B=3, D=512, S=128, A=6, width=128)
 RSSMO = ScanCase("rssmo", T=2, B=3, D=512, S=30, A=6, width=512, heads="joint", pre=512, hidden=1)
-CASES_HERE = [CASES[name] for name in ("rssm", "rssmo", "deep", "one step", "smallest")]
+RSSMO_V2 = replace(RSSMO, name="rssmo_v2", cell="ln_gru_a")
+# block_gru has a file of its own
+CASES_HERE = [replace(case, B=min(case.B, 11)) for case in SCANS if not case.blocks]
+EVERY_KIND = pytest.mark.parametrize(
+    "case", [TINY, JOINT, NORMED], ids=["split", "joint", "normed"]
+)
 
 
 # scalar formulas
@@ -63,6 +68,26 @@ def test_formulas_of_the_cell():
         torch.testing.assert_close(one, other.detach(), rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("cell", ["ln_gru_a", "ln_gru_d"])
+def test_formulas_of_the_cells_with_a_norm(cell):
+    g = torch.Generator().manual_seed(0)
+    x = (3 * torch.randn(5, 2000, generator=g, dtype=torch.float64)).float().double()
+    leaves = [y.clone().requires_grad_() for y in x[:4]]
+    *y, before = leaves
+    if cell == "ln_gru_a":
+        z, r, o = y
+        h = torch.lerp(torch.tanh(r.sigmoid() * o), before, z.sigmoid())
+    else:
+        r, c, u = y
+        h = torch.lerp(before, torch.tanh(r.sigmoid() * c), (u - 1).sigmoid())
+    gradients = torch.autograd.grad((h * x[4]).sum(), leaves)
+    got = formulas("norm_cell", x, 5, float(cell == "ln_gru_a")).double()
+    # a share next to 1 is exact to a rounding of 1
+    atol = torch.finfo(torch.float32).eps * (x[4].abs() * (1 + x[3].abs())).max().item()
+    for one, other in zip(got, (h, *gradients), strict=True):
+        torch.testing.assert_close(one, other.detach(), rtol=1e-5, atol=atol)
+
+
 def test_formulas_of_activations():
     x = torch.cat((torch.linspace(-30, 30, 1999, dtype=torch.float64), torch.zeros(1)))
     x = x.float().double().requires_grad_()
@@ -77,7 +102,7 @@ def test_formulas_of_activations():
 # packing
 
 
-@pytest.mark.parametrize("case", [TINY, JOINT], ids=["split", "joint"])
+@EVERY_KIND
 @pytest.mark.parametrize("ranks", [8, 16])
 @BOTH_DIRECTIONS
 def test_every_weight_is_packed_once(case, ranks, backward):
@@ -96,14 +121,14 @@ def test_agrees_with_rounded_products(op, case):
 @pytest.mark.parametrize(
     ("ranks", "rows", "clusters"), [(16, 16, 1), (8, 8, 3), (8, 16, 2)], ids=str
 )
-@pytest.mark.parametrize("case", [TINY, JOINT], ids=["split", "joint"])
+@EVERY_KIND
 def test_clusters_of_any_shape(case, ranks, rows, clusters):
     assert_agrees(
         "rssm_observe_policy", replace(case, B=35), ranks=ranks, rows=rows, clusters=clusters
     )
 
 
-@pytest.mark.parametrize("case", [AIME, RSSMO], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [AIME, RSSMO, RSSMO_V2], ids=lambda case: case.name)
 def test_published_sizes(case):
     assert_agrees("rssm_observe", case)
 
@@ -122,7 +147,7 @@ def test_half_a_cluster_has_registers_for_the_published_size():
         assert_matches(f"value {i}", x, y.double(), z)
 
 
-@pytest.mark.parametrize("case", [TINY, JOINT], ids=["split", "joint"])
+@EVERY_KIND
 def test_no_order_of_stores_changes_a_bit(case):
     runs = [
         emulate("rssm_observe_policy", case, order=order, seed=seed)
@@ -157,11 +182,11 @@ def test_frozen_weights_have_no_gradient():
 
 @BOTH_DIRECTIONS
 @pytest.mark.parametrize("mutation", MUTATIONS)
-@pytest.mark.parametrize("case", [TINY, JOINT], ids=["split", "joint"])
+@EVERY_KIND
 def test_an_error_at_any_barrier_is_noticed(case, mutation, backward):
     op = "rssm_observe_policy"
     wanted = emulate(op, case)
-    barriers = 7 if case is TINY else 9
+    barriers = {TINY: 7, JOINT: 9, NORMED: 10}[case]
     missed = [
         barrier
         for barrier in range(barriers)
@@ -202,23 +227,6 @@ def test_refusals():
     assert "shared memory" in refusal(D=1024)
     assert "hidden layers" in refusal(head_layers=1)
     assert "hidden layers" in refusal(head_layers=5)
-
-
-def test_float32_products_are_refused():
-    structure = (6, 4, 2, 1, 0, 0, 0, 0, 3, 5, 0, 0, 1, 0, 0, 0)
-    assert "bfloat16" in rssm_cuda.refusal(structure, "float32", 0)
-    ln_gru = (*structure[:4], 1, *structure[5:])
-    assert "torch_gru" in rssm_cuda.refusal(ln_gru, "bfloat16", 0)
-
-
-def test_a_compiler_takes_the_refusal_as_a_constant():
-    structure = (6, 4, 2, 1, 0, 0, 0, 0, 3, 5, 0, 0, 1, 0, 0, 0)
-
-    def function(x):
-        return x + len(rssm_cuda.refusal((*structure,), "float32", 0) or "")
-
-    compiled = torch.compile(function, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(torch.zeros(2)), function(torch.zeros(2)))
 
 
 @pytest.mark.parametrize("op", NAMES)

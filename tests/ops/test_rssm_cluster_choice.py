@@ -35,8 +35,8 @@ def _everything_is_there(monkeypatch):
     forget()
 
 
-def chosen(name, B, backend=None, precision="medium"):
-    args, options = replace(CASES[name], T=1, B=B).arguments("rssm_imagine")
+def chosen(case, B, backend=None, precision="medium"):
+    args, options = replace(case, T=1, B=B).arguments("rssm_imagine")
     constants = options.pop("min_std"), options.pop("unimix"), 0.0
     options = {"groups": 1, **options}
     with matmul_precision(precision), FakeTensorMode():
@@ -51,24 +51,45 @@ def chosen(name, B, backend=None, precision="medium"):
 
 
 @pytest.mark.parametrize(
-    ("name", "rows"), [("rssm", 2000), ("rssmo", 1500), ("dreamer v3", 1000)], ids=str
+    ("name", "rows"),
+    [("rssm", 2000), ("rssmo", 1500), ("rssmo_v2", 1500), ("dreamer v3", 1000)],
+    ids=str,
 )
 def test_many_rows_are_left_to_triton(name, rows):
-    assert chosen(name, rows - 1) == "cuda"
-    assert chosen(name, rows) == "triton"
+    case = CASES[name]
+    assert chosen(case, rows - 1) == "cuda"
+    assert chosen(case, rows) == "triton"
     # asked for, it runs whatever the batch
-    assert chosen(name, rows, backend="cuda") == "cuda"
+    assert chosen(case, rows, backend="cuda") == "cuda"
     with _dispatch.use_backend("cuda"):
-        assert chosen(name, rows) == "cuda"
+        assert chosen(case, rows) == "cuda"
 
 
 def test_what_clusters_cannot_run_is_left_to_triton():
-    assert chosen("rssmo_v2", 50) == "triton"
-    assert chosen("rssm", 50, precision="highest") == "triton"
+    wide = replace(CASES["rssmo_v2"], D=1200)
+    assert chosen(wide, 50) == "triton"
+    with pytest.raises(RuntimeError, match="a layer is too wide"):
+        chosen(wide, 50, backend="cuda")
+    assert chosen(CASES["rssm"], 50, precision="highest") == "triton"
 
 
 def test_until_a_gpu_has_run_them_they_wait_to_be_asked_for(monkeypatch):
     scans = frozenset((op, "cuda") for op in _dispatch.OPS if op.startswith("rssm_"))
     monkeypatch.setattr(_dispatch, "_ON_REQUEST", scans)
-    assert chosen("rssm", 50) == "triton"
-    assert chosen("rssm", 50, backend="cuda") == "cuda"
+    assert chosen(CASES["rssm"], 50) == "triton"
+    assert chosen(CASES["rssm"], 50, backend="cuda") == "cuda"
+
+
+def test_float32_products_are_refused():
+    structure = (6, 4, 2, 1, 0, 0, 0, 0, 3, 5, 0, 0, 1, 0, 0, 0)
+    assert "bfloat16" in rssm_cuda.refusal(structure, "float32", 0)
+
+
+def test_a_compiler_takes_the_refusal_as_a_constant():
+    structure = (6, 4, 2, 1, 0, 0, 0, 0, 3, 5, 0, 0, 1, 0, 0, 0)
+
+    def function(x):
+        return x + len(rssm_cuda.refusal((*structure,), "float32", 0) or "")
+
+    compiled = torch.compile(function, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(torch.zeros(2)), function(torch.zeros(2)))

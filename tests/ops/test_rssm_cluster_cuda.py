@@ -6,7 +6,7 @@ import pytest
 import torch
 from rounded import RoundedProducts
 from scan_runs import CASES, EVERY_OP, matmul_precision, same, settled
-from test_rssm_cluster import AIME, RSSMO
+from test_rssm_cluster import AIME, RSSMO, RSSMO_V2
 from test_rssm_cluster_blocks import PUBLISHED as DREAMER
 from test_rssm_scan_cuda import arguments, assert_all_match, plains, run
 from torch.utils._pytree import tree_leaves
@@ -23,7 +23,6 @@ pytestmark = [
         reason="needs a GPU of compute capability 9.0",
     ),
 ]
-SUPPORTED = [case for case in SCANS if case.cell in ("torch_gru", "block_gru")]
 
 
 @pytest.fixture(autouse=True)
@@ -42,19 +41,19 @@ def agree(op, case):
 
 
 @EVERY_OP
-@pytest.mark.parametrize("case", SUPPORTED, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", SCANS, ids=lambda case: case.name)
 def test_agrees_with_rounded_products(op, case):
     agree(op, case)
 
 
 @pytest.mark.parametrize("T", [1, 2, 17, 64])
 @pytest.mark.parametrize("B", [1, 50, 131])
-@pytest.mark.parametrize("name", ["rssm", "rssmo", "dreamer v3"])
+@pytest.mark.parametrize("name", ["rssm", "rssmo", "rssmo_v2", "dreamer v3"])
 def test_lengths_and_ragged_batches(T, B, name):
     agree("rssm_observe_policy", replace(CASES[name], T=T, B=B))
 
 
-@pytest.mark.parametrize("case", [AIME, RSSMO, DREAMER], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [AIME, RSSMO, RSSMO_V2, DREAMER], ids=lambda case: case.name)
 @pytest.mark.parametrize("op", ["rssm_observe", "rssm_observe_policy", "rssm_imagine_policy"])
 def test_published_sizes_stay_within_the_caps(op, case):
     case = replace(case, T=64, B=50)
@@ -68,7 +67,7 @@ def test_published_sizes_stay_within_the_caps(op, case):
 
 
 @EVERY_OP
-@pytest.mark.parametrize("name", ["rssmo", "dreamer v3"])
+@pytest.mark.parametrize("name", ["rssmo", "rssmo_v2", "dreamer v3"])
 def test_twenty_runs_are_equal_bit_for_bit(op, name):
     case = replace(CASES[name], T=17, B=131)
     first = run(op, case, torch.float32, "cuda")

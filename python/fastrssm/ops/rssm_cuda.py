@@ -18,9 +18,7 @@ from fastrssm.ops.rssm_plan import CELLS, SIZES, TensorTable
 # every this many rows of the batch share a cluster, widest first
 _ROWS = (16, 8)
 _RANKS = (16, 8)
-_HAVE = ("torch_gru", "block_gru")
-# rows of the batch from which Triton is predicted to be faster, to be measured: of torch_gru, of
-# torch_gru behind an input layer, of block_gru
+# rows of the batch from which Triton is predicted to be faster, to be measured
 _MANY_ROWS, _MANY_ROWS_WITH_INPUT_LAYER, _MANY_ROWS_IN_BLOCKS = 2000, 1500, 1000
 _PACKING = threading.Lock()
 
@@ -77,8 +75,6 @@ def refusal(structure: tuple[int, ...], precision: str, device: int) -> str | No
     """Return why the cluster kernels cannot run a scan with such products, None if they can."""
     if precision != "bfloat16":
         return f"its products are bfloat16, and {precision} is asked for"
-    if CELLS[structure[4]] not in _HAVE:
-        return f"it has the cells {' and '.join(_HAVE)} only"
     if _native().cuda_status():
         # the dispatcher says why
         return None

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastrssm.ops.rssm_plan import PARTS, SIZES
+from fastrssm.ops.rssm_plan import CELLS, PARTS, SIZES
 
 Layers = list[list[Tensor | None]]
 Optional = Sequence[Tensor | None]
@@ -18,13 +18,14 @@ class Arrays:
     def __init__(self, memory: Tensor, rows: int, structure: Sequence[int]) -> None:
         self._memory, self._rows, self._used = memory, rows, 0
         self.D, self.S, self.A, *_ = structure
+        self.norm_gates = CELLS[structure[4]].startswith("ln")
         self.split, self.gaussian = structure[5] == 0, structure[6] == 0
         self.pre_width, self.blocks, self.branch_width = structure[7], *structure[14:16]
         self.head_layers, self.head_width, self.policy_layers, self.policy_width = structure[8:12]
         self.head: list[Tensor] = []
         self.affine: list[Tensor] = []
         self.policy: list[Tensor] = []
-        self.pre = self.pre_affine = self.gates = memory
+        self.pre = self.pre_affine = self.gates = self.gates_affine = memory
         self.mix = self.mix_affine = self.branches = self.branches_affine = memory
 
     def _take(self, width: int) -> Tensor:
@@ -42,7 +43,9 @@ class Arrays:
             self._take(3)
             self.mix = self._take(self.D)
             self._take(1)
-        self.gates = self._take(4 * self.D)
+        self.gates = self._take((3 if self.norm_gates else 4) * self.D)
+        if self.norm_gates:
+            self._take(1)
         for _ in range(self.head_layers - 1):
             self.head.append(self._take((1 + self.split) * self.head_width))
             if not self.split:
@@ -58,7 +61,9 @@ class Arrays:
             self.head.insert(0, self._take((1 + self.split) * self.head_width))
             if not self.split:
                 self.affine.insert(0, self._take(self.head_width))
-        self.gates = self._take((3 if self.blocks else 4) * self.D)
+        self.gates = self._take((3 if self.blocks or self.norm_gates else 4) * self.D)
+        if self.norm_gates:
+            self.gates_affine = self._take(3 * self.D)
         if self.blocks:
             self.mix, self.mix_affine = self._take(self.D), self._take(self.D)
             self.branches = self._take(3 * self.branch_width)
@@ -108,13 +113,17 @@ def _activated(hat: Tensor, layer: Sequence[Tensor | None]) -> Tensor:
 def _cell_gradients(
     d: Arrays, kept: Arrays, h: Tensor, x: Tensor, layers: Layers, grads: Layers
 ) -> None:
-    """Fill those of torch_gru, and of the layer before it."""
+    """Fill those of a cell without blocks, and of the layer before it."""
     D = d.D
     place = 0
     if d.pre_width:
         _outer(grads[0][0], d.pre, x)
         _vectors(grads[0], d.pre, d.pre_affine, kept.pre)
         x, place = _activated(kept.pre, layers[0]), 1
+    if d.norm_gates:
+        _outer(grads[place][0], d.gates, torch.cat((x, h), -1))
+        _vectors(grads[place], d.gates, d.gates_affine, kept.gates)
+        return
     cell, state = grads[place], grads[place + 1]
     _outer(cell[0], d.gates[:, : 3 * D], x)
     _vectors(cell, d.gates[:, : 3 * D])
@@ -178,7 +187,7 @@ def weight_gradients(
         head = 1
         _gradients_in_blocks(d, kept, (h, s, a), layers, grads)
     else:
-        head = 3 if d.pre_width else 2
+        head = (1 if d.norm_gates else 2) + (1 if d.pre_width else 0)
         _cell_gradients(d, kept, h, torch.cat((s, a), -1), layers, grads)
     end = head + d.head_layers
     y = kept.head
