@@ -262,8 +262,22 @@ def backward(
             **_whole(n),
         )  # fmt: skip
 
-    def unmix(t: int, x_grad: Tensor) -> None:
-        """From the gates of block_gru to what it reads; that of the state is found in two parts."""
+    def enter(t: int, x_grad: Tensor) -> None:
+        """From the gates to what the cell reads."""
+        d = at(L.d_gates, t)
+        _multiply(from_state, d[:, D:] if L.cell == 0 else d, of_state)
+        if L.pre is None:
+            _multiply(x_grad, d[:, : 3 * D], of_input)
+            return
+        raw = _multiply(walk.buffer("pre", B, L.IN), d[:, : 3 * D], of_input)
+        hidden(
+            raw, 1, L.IN, t, SPLIT=False, SCALE=L.vectors[1], SHIFT=L.vectors[2], Y=None,
+            HAT=L.pre_hat, RSTD=L.pre_rstd, D=L.d_pre, AFFINE=L.d_pre_affine,
+        )  # fmt: skip
+        _multiply(x_grad, at(L.d_pre, t), weights[0])
+
+    def mix(t: int, x_grad: Tensor) -> None:
+        """The same of block_gru; that of the state is found in two parts."""
         assert L.blocks is not None
         assert from_blocks is not None
         count, own, M = L.blocks.count, L.blocks.own, L.blocks.width
@@ -319,20 +333,8 @@ def backward(
             deter_grad, is_first, deter0, deter, vectors, operands, reals, gradients, from_head,
             from_state, from_blocks, feature, pasts[1 - t % 2], past, t, L=L, **sizes, **tile,
         )  # fmt: skip
-        d, x_grad = at(L.d_gates, t), from_input[step]
-        if L.blocks is None:
-            _multiply(from_state, d[:, D:] if L.cell == 0 else d, of_state)
-        if L.blocks is not None:
-            unmix(t, x_grad)
-        elif L.pre is None:
-            _multiply(x_grad, d[:, : 3 * D], of_input)
-        else:
-            raw = _multiply(walk.buffer("pre", B, L.IN), d[:, : 3 * D], of_input)
-            hidden(
-                raw, 1, L.IN, t, SPLIT=False, SCALE=L.vectors[1], SHIFT=L.vectors[2], Y=None,
-                HAT=L.pre_hat, RSTD=L.pre_rstd, D=L.d_pre, AFFINE=L.d_pre_affine,
-            )  # fmt: skip
-            _multiply(x_grad, at(L.d_pre, t), weights[0])
+        x_grad = from_input[step]
+        (enter if L.blocks is None else mix)(t, x_grad)
         if L.policy is not None:
             act_back_kernel[(B,)](
                 drawn_grad, x_grad, action, action_noise, reals, gradients, t, LD=W, L=L, **sizes

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 import triton
 from torch import Tensor
+from triton.runtime import driver
 
 from fastrssm.kernels import rssm_hoisted
 from fastrssm.kernels.rssm_backward import rssm_backward_kernel
@@ -69,7 +70,13 @@ def choose_tiles(precision: str, B: int, *, narrow_rows: bool, in_blocks: bool) 
         return Tiles(16, 64, 32, 4, 3) if B <= 2112 else Tiles(32, 64, 32, 8, 2)
     if B <= 2112:
         return Tiles(16, 64, 128, 8, 3)
-    return Tiles(32, 32, 128, 8, 3) if B <= 4224 or narrow_rows else Tiles(64, 32, 64, 8, 3)
+    wide = B > 4224 and not narrow_rows and _multiplies_shared()
+    return Tiles(64, 32, 64, 8, 3) if wide else Tiles(32, 32, 128, 8, 3)
+
+
+def _multiplies_shared() -> bool:
+    """Whether operands of products stay in shared memory, and take no registers."""
+    return _INTERPRETED or driver.active.get_current_target().arch // 10 in (9, 10)
 
 
 def make_scan(structure: Sequence[int], precision: str, B: int, *, forward: bool) -> Scan:
