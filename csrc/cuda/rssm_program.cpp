@@ -124,7 +124,7 @@ class Forward : public Builder {
     cell.keep = kept.gates;
   }
 
-  // hidden layers; `hidden_` and `operand_` are left for the last one
+  // hidden layers; `operand_` is left for the last one
   void net(int layer, int count, int width, bool split, bool head, const std::int64_t* y,
            const std::int64_t* rstd) {
     const Axis hidden = split ? Axis{2, width, width} : Axis{1, width, width};

@@ -13,7 +13,10 @@ Optional = Sequence[Tensor | None]
 
 
 class Arrays:
-    """Arrays [T * B, width] one after the other, in the order of csrc/cuda/rssm_program.cpp."""
+    """Arrays [T * B, width] one after the other, in the order of csrc/cuda.
+
+    What was kept: rssm_builder.h; gradients: rssm_program_backward.cpp.
+    """
 
     def __init__(self, memory: Tensor, rows: int, structure: Sequence[int]) -> None:
         self._memory, self._rows, self._used = memory, rows, 0
