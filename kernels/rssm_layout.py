@@ -122,7 +122,7 @@ class Layout(NamedTuple):
     pre: Matrix | None  # block_gru: of the state's own block
     blocks: Blocks | None
     x: Matrix  # of the cell's input
-    h: Matrix  # of its state
+    h: Matrix  # of its state; block_gru: pre
     head: Net
     policy: Net | None
     vectors: tuple[int, ...]  # pre: bias, scale, shift; gates: the same; bias of the state's gates
@@ -135,7 +135,8 @@ class Layout(NamedTuple):
     deter_out: Array  # deter after a step; float32: the result itself
     pre_hat: Array
     pre_rstd: Array
-    gates: Array  # torch_gru: r, z, n, hn; else pre-activations in the cell's order, normalised
+    # torch_gru: r, z, n, hn; else pre-activations in the cell's order, behind its norm if it has one
+    gates: Array
     gates_rstd: Array
     raw: Array  # std before its transform
     action_raw: Array

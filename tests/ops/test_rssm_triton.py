@@ -37,7 +37,7 @@ CASES = {name: replace(case, name=name) for name, case in CASES.items()}
 # what the quick tests run; the other pairs of a case and an op are slow ones. The ops with a policy
 # contain the others
 QUICK = {(name, NAMES[2 + i % 2]) for i, name in enumerate(CASES)}
-QUICK |= {("rssm", NAMES[0]), ("rssmo_v2", NAMES[1]), ("dreamer_v3", NAMES[1])}
+QUICK |= {("rssm", NAMES[0]), ("rssmo_v2", NAMES[1])}
 HOISTED = {("rssm", NAMES[2]), ("rssmo", NAMES[0]), ("dreamer", NAMES[3]), ("discrete", NAMES[1])}
 HOISTED |= {("dreamer_v3", NAMES[1]), ("blocks", NAMES[2])}
 HALF = {("rssm", NAMES[2]), ("dreamer", NAMES[0]), ("dreamer_v3", NAMES[0])}
