@@ -135,7 +135,7 @@ class Layout(NamedTuple):
     deter_out: Array  # deter after a step; float32: the result itself
     pre_hat: Array
     pre_rstd: Array
-    # torch_gru: r, z, n, hn; else pre-activations in the cell's order, behind its norm if it has one
+    # torch_gru: r, z, n, hn; else pre-activations in the cell's order, behind a norm if it has one
     gates: Array
     gates_rstd: Array
     raw: Array  # std before its transform
