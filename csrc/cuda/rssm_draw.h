@@ -88,7 +88,8 @@ class Draws : public Cells<Machine, kRowTiles, kHeld0, kHeld1> {
         }
       });
     });
-    x.sync();
+    // a row is a warp's
+    x.sync_warp();
     this->rows_of(units, [&](int first, int shift) {
       PerLane<std::uint32_t> sent;
       PerLane<float> value[2];

@@ -1,10 +1,9 @@
 // The C interface of the emulation, for tests/ops/cluster_emulation.py.
-#include "cuda/rssm_emulator.h"
-
 #include <memory>
 #include <string>
 
 #include "cuda/rssm_backward.h"
+#include "cuda/rssm_emulated_warp.h"
 #include "cuda/rssm_forward.h"
 #include "cuda/rssm_launch.h"
 
@@ -16,8 +15,8 @@ std::string emulate(const Program& p, const Pointers& g, int clusters, int order
                     Mutation mutation, int which) {
   for (int i = 0; i < clusters; ++i) {
     Cluster cluster(p, i, clusters, order, seed + i, mutation, which);
-    cluster.run([&](int rank) {
-      Machine machine(cluster, rank);
+    cluster.run([&](Fiber& fiber) {
+      Machine machine(cluster, fiber);
       Scan<Machine, kRowTiles>(machine, p, g).run();
     });
     if (!cluster.error.empty()) return cluster.error;

@@ -26,7 +26,6 @@ class DeviceMachine {
   struct PerThread {
     T value;
     FASTRSSM_CLUSTER T& of(int, int) { return value; }
-    FASTRSSM_CLUSTER T& of_thread(int) { return value; }
   };
 
   FASTRSSM_CLUSTER DeviceMachine(unsigned char* shared, int barrier_bytes, int ranks)
@@ -67,6 +66,7 @@ class DeviceMachine {
   }
 
   FASTRSSM_CLUSTER void sync() { __syncthreads(); }
+  FASTRSSM_CLUSTER void sync_warp() { __syncwarp(); }
   FASTRSSM_CLUSTER void set_up(int barriers) {
     if (threadIdx.x == 0) {
       for (int i = 0; i < barriers; ++i) {

@@ -22,7 +22,16 @@ CSRC = ROOT / "csrc"
 OPTIONS = ("-std=c++20", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas", f"-I{CSRC}")
 # orders in which stores arrive: at once, as late as possible, any
 AT_ONCE, LATE, ANY = range(3)
-EVERY_MUTATION = ("none", "parity", "bytes", "buffer", "token", "skipped wait", "wrong barrier")
+EVERY_MUTATION = (
+    "none",
+    "parity",
+    "bytes",
+    "buffer",
+    "token",
+    "skipped wait",
+    "wrong barrier",
+    "skipped sync",
+)
 # those of one barrier
 MUTATIONS = ("parity", "bytes", "skipped wait", "wrong barrier")
 BOTH_DIRECTIONS = pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])

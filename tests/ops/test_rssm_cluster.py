@@ -35,15 +35,17 @@ from fastrssm import ops
 from tests.checks import assert_matches
 from tests.op_cases import SCANS, ScanCase
 
-TINY = replace(CASES["rssm"], T=3, B=9)
-JOINT = replace(CASES["rssmo"], T=3, B=9)
+TINY = replace(CASES["rssm"], T=2, B=9)
+JOINT = replace(CASES["rssmo"], T=2, B=9)
 # the published sizes: what does not fit into registers, and slices of more than one block
-NORMED = replace(CASES["rssmo_v2"], T=3, B=9)
+NORMED = replace(CASES["rssmo_v2"], T=2, B=9)
 AIME = ScanCase("aime", T=2, B=3, D=512, S=128, A=6, width=128)
 RSSMO = ScanCase("rssmo", T=2, B=3, D=512, S=30, A=6, width=512, heads="joint", pre=512, hidden=1)
 RSSMO_V2 = replace(RSSMO, name="rssmo_v2", cell="ln_gru_a")
 # block_gru has a file of its own
-CASES_HERE = [replace(case, B=min(case.B, 11)) for case in SCANS if not case.blocks]
+CASES_HERE = [
+    replace(case, T=min(case.T, 3), B=min(case.B, 9)) for case in SCANS if not case.blocks
+]
 EVERY_KIND = pytest.mark.parametrize(
     "case", [TINY, JOINT, NORMED], ids=["split", "joint", "normed"]
 )
