@@ -66,10 +66,10 @@ def test_many_rows_are_left_to_triton(name, rows):
 
 
 def test_what_clusters_cannot_run_is_left_to_triton():
-    wide = replace(CASES["rssmo_v2"], D=1200)
-    assert chosen(wide, 50) == "triton"
-    with pytest.raises(RuntimeError, match="a layer is too wide"):
-        chosen(wide, 50, backend="cuda")
+    for wide in (replace(CASES["rssmo_v2"], D=1200), replace(CASES["dreamer v3"], branch=80)):
+        assert chosen(wide, 50) == "triton"
+        with pytest.raises(RuntimeError, match="a layer is too wide"):
+            chosen(wide, 50, backend="cuda")
     assert chosen(CASES["rssm"], 50, precision="highest") == "triton"
 
 

@@ -48,7 +48,7 @@ def test_agrees_with_rounded_products(op, case):
 
 @pytest.mark.parametrize("T", [1, 2, 17, 64])
 @pytest.mark.parametrize("B", [1, 50, 131])
-@pytest.mark.parametrize("name", ["rssm", "rssmo", "rssmo_v2", "dreamer v3"])
+@pytest.mark.parametrize("name", ["rssm", "rssmo_v2", "dreamer v3"])
 def test_lengths_and_ragged_batches(T, B, name):
     agree("rssm_observe_policy", replace(CASES[name], T=T, B=B))
 
@@ -67,7 +67,7 @@ def test_published_sizes_stay_within_the_caps(op, case):
 
 
 @EVERY_OP
-@pytest.mark.parametrize("name", ["rssmo", "rssmo_v2", "dreamer v3"])
+@pytest.mark.parametrize("name", ["rssmo_v2", "dreamer v3"])
 def test_twenty_runs_are_equal_bit_for_bit(op, name):
     case = replace(CASES[name], T=17, B=131)
     first = run(op, case, torch.float32, "cuda")

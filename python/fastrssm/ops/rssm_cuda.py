@@ -45,7 +45,9 @@ def _layout(T: int, B: int, structure: Sequence[int]) -> list[int]:
 def _fitting(structure: tuple[int, ...], backward: bool, device: int) -> list[_Cluster] | str:
     """All clusters of the largest size that fits the device, or why none does."""
     native, layout, why = _native(), _layout(1, 1, structure), ""
-    for ranks in _RANKS:
+    few_blocks = 0 < structure[14] <= min(_RANKS)
+    # a block of block_gru is whole in its rank: more ranks would have none
+    for ranks in (min(_RANKS),) if few_blocks else _RANKS:
         found: list[_Cluster] = []
         for rows in _ROWS:
             refused = native.rssm_cluster_refusal(layout, backward, ranks, rows)
