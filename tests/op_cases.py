@@ -323,7 +323,7 @@ SCANS = (
         unimix=0.01,
         hidden=1,
         blocks=4,
-        branch=13,
+        branch=17,
     ),
     ScanCase(
         "blocks, gaussian",

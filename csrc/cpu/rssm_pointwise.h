@@ -23,23 +23,29 @@ FASTRSSM_CLONES void add_to(T* to, Size ld_to, const T* from, Size ld_from, Size
   }
 }
 
-// to[n] += sum over rows, in rising order, of dy[., n], or of dy[., n] x[., n]
+// to[n] += sum over rows of dy[., n], or of dy[., n] x[., n]; a few rows are summed at a time, so
+// that the error grows slowly with their number
 template <typename T>
 FASTRSSM_CLONES void add_column_sums(const T* dy, const T* x, Size ld, Size R, Size N, T* to) {
-  constexpr Size kColumns = 64;
+  constexpr Size kColumns = 64, kRows = 16;
   for (Size first = 0; first < N; first += kColumns) {
     const Size width = N - first < kColumns ? N - first : kColumns;
     T total[kColumns] = {};
-    for (Size r = 0; r < R; ++r) {
-      const T* from = dy + r * ld + first;
-      if (x) {
-        const T* factor = x + r * ld + first;
+    for (Size begin = 0; begin < R; begin += kRows) {
+      const Size end = R - begin < kRows ? R : begin + kRows;
+      T some[kColumns] = {};
+      for (Size r = begin; r < end; ++r) {
+        const T* from = dy + r * ld + first;
+        if (x) {
+          const T* factor = x + r * ld + first;
 #pragma omp simd
-        for (Size i = 0; i < width; ++i) total[i] += from[i] * factor[i];
-      } else {
+          for (Size i = 0; i < width; ++i) some[i] += from[i] * factor[i];
+        } else {
 #pragma omp simd
-        for (Size i = 0; i < width; ++i) total[i] += from[i];
+          for (Size i = 0; i < width; ++i) some[i] += from[i];
+        }
       }
+      for (Size i = 0; i < kColumns; ++i) total[i] += some[i];
     }
     for (Size i = 0; i < width; ++i) to[first + i] += total[i];
   }
