@@ -337,7 +337,7 @@ SCANS = (
         projected=True,
         detach=True,
     ),
-    ScanCase("one block", T=2, cell="block_gru", D=5, blocks=1, branch=3, resets=False),
+    ScanCase("one block", T=2, cell="block_gru", D=40, blocks=1, branch=16, resets=False),
 )
 
 
