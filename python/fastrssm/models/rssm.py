@@ -60,17 +60,16 @@ class RSSM(nn.Module):
                 in_size, None, width=width, depth=1, norm="layer", activation="swish"
             )
             in_size = width
+        depth = config.posterior_layers or config.layers
         # the order of registration is the order of AIME's files
         if config.heads == "joint":
             self.memory_cell = build_cell(config, in_size, action_size)
             out = 2 * S if config.latent == "gaussian" else S
-            depth = config.posterior_layers or config.layers
             self.prior_net = _joint(config, D, out, config.layers)
             self.posterior_net = _joint(config, D + embed_size, out, depth)
         else:
             self.prior_mean = MLP(D, S, width=width, depth=config.layers)
             self.prior_std = MLP(D, S, width=width, depth=config.layers)
-            depth = config.posterior_layers or config.layers
             self.posterior_mean = MLP(D + embed_size, S, width=width, depth=depth)
             self.posterior_std = MLP(D + embed_size, S, width=width, depth=depth)
             self.memory_cell = build_cell(config, in_size, action_size)
