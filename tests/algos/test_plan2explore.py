@@ -59,7 +59,7 @@ def member(ensemble, k, x):
 def test_members_are_networks_of_their_own(ensemble):
     x = torch.randn(7, 5).double()
     wanted = torch.stack([torch.stack([member(ensemble, k, row) for row in x]) for k in range(3)])
-    torch.testing.assert_close(ensemble(x), wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.stack(ensemble(x)), wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_the_loss_predicts_the_next_embedding(ensemble):
@@ -86,6 +86,17 @@ def test_disagreement_is_the_log_variance(ensemble):
     assert feature.grad.abs().min() > 0
     assert action.grad.abs().min() > 0
     assert all(p.grad is None for p in ensemble.parameters())
+
+
+def test_the_gradient_of_the_disagreement_is_that_of_its_formula(ensemble):
+    x = torch.randn(2, 3, 5).double().requires_grad_()
+    with frozen(ensemble):
+        disagreement = ensemble.disagreement(x[..., :3], x[..., 3:])
+        members = torch.stack(ensemble(x.flatten(0, 1)))
+    wanted = members.var(0).log().mean(-1).unflatten(0, (2, 3))
+    weight = torch.randn(2, 3).double()
+    grads = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (disagreement, wanted)]
+    torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-12)
 
 
 def test_members_that_agree_are_no_error(ensemble):

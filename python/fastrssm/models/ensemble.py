@@ -1,11 +1,16 @@
 """An ensemble of predictors of the next embedding, and its disagreement."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from fastrssm import ops
+from fastrssm.ops import Layer
+
 
 class _Layers(nn.Module):
-    """A linear layer of each member: [K, N, in] or [N, in] -> [K, N, out]."""
+    """The parameters of a linear layer of each member."""
 
     def __init__(self, members: int, in_size: int, out_size: int) -> None:
         super().__init__()
@@ -13,9 +18,9 @@ class _Layers(nn.Module):
         self.weight = nn.Parameter(torch.empty(members, out_size, in_size).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(members, out_size).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.expand(self.weight.shape[0], *x.shape[-2:])
-        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.transpose(1, 2))
+    def members(self) -> list[Layer]:
+        """Return the layers of the members."""
+        return [Layer(*parts) for parts in zip(self.weight, self.bias, strict=True)]
 
 
 class Ensemble(nn.Module):
@@ -38,6 +43,7 @@ class Ensemble(nn.Module):
             raise ValueError(f"members is {members}, expected at least 2")
         if width < 1:
             raise ValueError(f"width is {width}, expected at least 1")
+        # ELU stands between them for the numbering: the op applies it
         self.net = nn.Sequential(
             _Layers(members, in_size, width),
             nn.ELU(),
@@ -46,9 +52,10 @@ class Ensemble(nn.Module):
             _Layers(members, width, out_size),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, F + A] -> [K, N, E]."""
-        return self.net(x)
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """[N, F + A] -> [N, E] of each member."""
+        layers = [layer.members() for layer in self.net if isinstance(layer, _Layers)]
+        return ops.mlp(x, list(zip(*layers, strict=True)))
 
     def loss(self, feature: Tensor, action: Tensor, embed: Tensor) -> Tensor:
         """Return the mean squared error, summed over the members; nothing but them gets a gradient.
@@ -59,8 +66,9 @@ class Ensemble(nn.Module):
             embed: [T, B, E] the frames' embeddings; the first is not predicted.
         """
         inputs = torch.cat((feature[:-1], action[1:]), -1).flatten(0, 1).detach()
-        error = self(inputs) - embed[1:].flatten(0, 1).detach()
-        return error.square().mean((1, 2)).sum()
+        target = embed[1:].flatten(0, 1).detach()
+        errors = [nn.functional.mse_loss(predicted, target) for predicted in self(inputs)]
+        return torch.stack(errors).sum()
 
     def disagreement(self, feature: Tensor, action: Tensor) -> Tensor:
         """Return the intrinsic reward, the mean over the embedding of ln Var over the members.
@@ -74,9 +82,36 @@ class Ensemble(nn.Module):
         """
         x = torch.cat((feature, action), -1)
         predicted = self(x.flatten(0, 1))
-        # torch.var over so few members takes five times as long
-        apart = predicted - predicted.mean(0)
-        variance = apart.square().sum(0) / (len(predicted) - 1)
-        # members that agree exactly would give minus infinity
-        tiny = torch.finfo(variance.dtype).tiny
-        return variance.clamp_min(tiny).log().mean(-1).unflatten(0, x.shape[:2])
+        return _MeanLogVariance.apply(*predicted).unflatten(0, x.shape[:2])
+
+
+class _MeanLogVariance(torch.autograd.Function):
+    """Mean over E of the logarithm of the unbiased variance over K predictions, K x [N, E] -> [N].
+
+    Formed by hand, because three passes over predictions of all members take most of the time: the
+    gradient of ln Var to prediction k is 2 (x_k - mean) / ((K - 1) Var).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *predicted: Tensor) -> Tensor:
+        mean = predicted[0] + predicted[1]
+        for x in predicted[2:]:
+            mean.add_(x)
+        mean.div_(len(predicted))
+        apart = [x - mean for x in predicted]
+        variance = apart[0].square()
+        for x in apart[1:]:
+            variance.addcmul_(x, x)
+        # members that agree exactly would give minus infinity; they have no gradient
+        variance.div_(len(apart) - 1).clamp_min_(torch.finfo(mean.dtype).tiny)
+        ctx.save_for_backward(variance, *apart)
+        return variance.log().mean(-1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        variance, *apart = ctx.saved_tensors
+        scale = 2 / ((len(apart) - 1) * variance.shape[-1])
+        weight = (scale * grad).unsqueeze(-1) / variance
+        weight.masked_fill_(variance == torch.finfo(variance.dtype).tiny, 0.0)
+        return tuple(x * weight for x in apart)
