@@ -1,6 +1,8 @@
 """The start of a run: arguments, the folder's configuration, the device."""
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,3 +97,24 @@ def test_the_precision_of_products_is_set():
     assert torch.get_float32_matmul_precision() == "medium"
     choose_device("cpu", 0)
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path):
+    open_run(tmp_path / "a", "aime", ARGS)
+    open_run(tmp_path / "a", "aime", ARGS)
+    other = (
+        "import sys; from pathlib import Path; from fastrssm.run.start import open_run\n"
+        "open_run(Path(sys.argv[1]), 'aime', {'seed': 1})"
+    )
+
+    def elsewhere(name):
+        command = [sys.executable, "-c", other, str(tmp_path / name)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    refused = elsewhere("a")
+    assert refused.returncode
+    assert f"another process runs in {tmp_path / 'a'}" in refused.stderr
+    # the run that this process opens next gives the first folder free
+    open_run(tmp_path / "b", "aime", ARGS)
+    assert "another process" not in elsewhere("a").stderr
+    assert "another process runs in" in elsewhere("b").stderr

@@ -1,6 +1,9 @@
 """What a run does before its first update: check arguments, claim the folder, choose the device."""
 
+import errno
+import fcntl
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +16,11 @@ from fastrssm.models.config import Preset, Setup, WorldModelConfig, world_model_
 from fastrssm.run.checkpoint import write_atomic
 
 MatmulPrecision = Literal["highest", "high", "medium"]
+
+# what file systems without locks say
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+# the locked file of this process's run; a process has one run at a time
+_claimed: dict[Path, int] = {}
 
 # these say how long, how often or where, not what is trained, so they may change between two starts
 FREE_FIELDS = frozenset(
@@ -145,7 +153,9 @@ def open_run(folder: Path, algorithm: str, args: Mapping[str, Any]) -> None:
     Raises:
         ValueError: the folder holds another algorithm's run, or one with other arguments; the
             message lists them.
+        RuntimeError: another process runs in the folder.
     """
+    _claim(folder)
     now = json.loads(json.dumps({"algorithm": algorithm, "args": args}, default=str))
     path = folder / "config.json"
     if path.exists():
@@ -164,8 +174,29 @@ def open_run(folder: Path, algorithm: str, args: Mapping[str, Any]) -> None:
             )
     elif (folder / "checkpoints").exists():
         raise ValueError(f"{folder} has checkpoints but no config.json: choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
     write_atomic(path, (json.dumps(now, indent=2) + "\n").encode())
+
+
+def _claim(folder: Path) -> None:
+    """Lock the folder until this process ends or opens another run: two writers mix their files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder.resolve()
+    if folder in _claimed:
+        return
+    file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            os.close(file)
+            if isinstance(error, BlockingIOError):
+                raise RuntimeError(
+                    f"another process runs in {folder}: stop it, or choose another folder"
+                ) from error
+            raise
+    for path in list(_claimed):
+        os.close(_claimed.pop(path))
+    _claimed[folder] = file
 
 
 def _read_config(path: Path) -> dict[str, Any]:
