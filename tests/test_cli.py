@@ -38,7 +38,6 @@ def folder(tmp_path_factory):
         words = [name, "--scale", "cpu", "--env", "walker-walk", "--out", f"runs/{name}", *SIZES]
         words += ["--episodes", "3", "--prefill", "1", "--num-envs", "2", "--steps", "9"]
         words += ["--updates-per-episode", "1", "--pretrain-updates", "1", "--horizon", "8"]
-        words += ["--snapshot-every", "1"]
         assert main(words + (["--final-episodes", "0"] if name == "dreamer" else [])) == 0
     os.chdir(before)
     return folder
@@ -161,17 +160,19 @@ def test_data_info_knows_folders_and_recipes(project, capsys):
     assert (recipe["made"], recipe["episodes"], recipe["env_id"]) == (False, 100, "walker-run")
 
 
-def test_a_run_with_snapshots_makes_data(project, capsys):
-    words = ["data", "make", "runs/plan2explore", "--episodes", "7", "--steps", "4"]
+def test_the_tape_of_a_run_makes_its_episodes(project, capsys):
+    assert main(["data", "tape", "runs/plan2explore"]) == 0
+    assert capsys.readouterr().out == "runs/plan2explore.tape\n"
+    words = ["data", "make", "runs/plan2explore.tape"]
     assert main(words) == 0
     assert capsys.readouterr().out == "data/plan2explore\n"
-    assert main(["data", "info", "plan2explore"]) == 0
-    made = json.loads(capsys.readouterr().out)
-    assert (made["episodes"], made["frames"]) == (7, 35)
-    assert main([*words, "--out", "data/again"]) == 0
-    capsys.readouterr()
-    assert main(["data", "info", "again"]) == 0
-    assert json.loads(capsys.readouterr().out)["checksum"] == made["checksum"]
+    checksums = []
+    for name in ("plan2explore", "runs/plan2explore/episodes"):
+        assert main(["data", "info", name]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["episodes"], found["frames"]) == (3, 30)
+        checksums.append(found["checksum"])
+    assert checksums[0] == checksums[1]
     assert main(words) == 2
     assert "exists already" in capsys.readouterr().err
 

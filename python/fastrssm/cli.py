@@ -29,6 +29,7 @@ Recurrent state-space models, and imitation from observation with them (AIME).
 commands:
   demo              all of it in minutes, with a report: data, both phases, evaluation
   data make NAME    make a dataset of the paper anew, for example walker-run-expert
+  data tape RUN     keep the episodes of a dreamer or plan2explore run as seeds and actions
   data info NAME    episodes, columns, returns and checksum of a folder, or of a recipe
   pretrain          fit a world model to episodes with actions (phase 1 of AIME)
   aime              imitate demonstrations without actions with that model (phase 2)
@@ -80,26 +81,38 @@ class EvalArgs:
 
 @dataclass(frozen=True)
 class MakeArgs:
-    """Make a dataset of the paper anew from policy snapshots that come with the package.
+    """Make a dataset of the paper anew from actors and tapes that come with the package.
 
-    Name, episodes and seed determine every byte of it. A dreamer or plan2explore run instead of a
-    name: a replay of its learning, from its own snapshots.
+    Name, episodes and seed determine every byte of it.
     """
 
     name: tyro.conf.Positional[str]
-    """Recipe, for example walker-random, walker-stand-buffer or walker-run-expert; or a run."""
+    """Recipe, for example walker-random, walker-stand-buffer or walker-run-expert; or a tape."""
     out: Path | None = None
-    """Folder to make; left out: data/NAME, with the last part of a run's path."""
+    """Folder to make; left out: data/NAME, with the name of a tape's file."""
     episodes: int | None = None
-    """How many; left out: as many as the paper has, 1,000 from a run."""
+    """How many; left out: as many as the paper or the tape has."""
     steps: int | None = None
     """Decision steps of an episode; left out: as many as the task has."""
     seed: int = 0
-    """Of the environments and of the policy's noise."""
+    """Of the environments and of the policy's noise; a tape has its own."""
     num_envs: int = 16
     """Environments stepped together; changes the speed only."""
     overwrite: bool = False
     """Replace a folder of episodes."""
+
+
+@dataclass(frozen=True)
+class TapeArgs:
+    """Record the episodes of a dreamer or plan2explore run as seeds and actions, a byte each.
+
+    The tape is played once, to see that it gives the same episodes again.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    out: Path | None = None
+    """File to write; left out: RUN.tape."""
 
 
 @dataclass(frozen=True)
@@ -307,47 +320,60 @@ def _eval(words: list[str]) -> int:
 def _data(words: list[str]) -> int:
     chosen = tyro.cli(
         Annotated[MakeArgs, tyro.conf.subcommand("make", prefix_name=False)]
+        | Annotated[TapeArgs, tyro.conf.subcommand("tape", prefix_name=False)]
         | Annotated[InfoArgs, tyro.conf.subcommand("info", prefix_name=False)],
         args=words,
         prog="fastrssm data",
         description="Make datasets, and look at them.",
     )
-    return _make(chosen) if isinstance(chosen, MakeArgs) else _info(chosen)
+    match chosen:
+        case MakeArgs():
+            return _make(chosen)
+        case TapeArgs():
+            return _tape(chosen)
+        case InfoArgs():
+            return _info(chosen)
 
 
 def _make(args: MakeArgs) -> int:
     from fastrssm.run.collect import write_dataset
     from fastrssm.run.datasets import make_dataset
     from fastrssm.run.log import progress_bar
-    from fastrssm.run.snapshots import replay_learning
+    from fastrssm.run.tapes import load_tape, play
 
-    run = Path(args.name)
-    folder = _DATA / run.name if args.out is None else args.out
+    path = Path(args.name)
+    folder = _DATA / path.stem if args.out is None else args.out
     with progress_bar(args.name) as advance:
-        if (run / "snapshots").is_dir():
-            total = 1000 if args.episodes is None else args.episodes
-            play = replay_learning(
-                run / "snapshots", total, args.seed, args.num_envs, steps=args.steps
-            )
+        if path.suffix == ".tape":
+            tape = load_tape(path)
+            total = len(tape.seeds) if args.episodes is None else args.episodes
             write_dataset(
                 folder,
-                play,
+                play(tape, total, args.num_envs, args.steps),
                 overwrite=args.overwrite,
                 progress=lambda done: advance(done, total),
             )
-            print(folder)
-            return 0
-        make_dataset(
-            args.name,
-            folder,
-            args.episodes,
-            args.seed,
-            args.num_envs,
-            advance,
-            steps=args.steps,
-            overwrite=args.overwrite,
-        )
+        else:
+            make_dataset(
+                args.name,
+                folder,
+                args.episodes,
+                args.seed,
+                args.num_envs,
+                advance,
+                steps=args.steps,
+                overwrite=args.overwrite,
+            )
     print(folder)
+    return 0
+
+
+def _tape(args: TapeArgs) -> int:
+    from fastrssm.run.tapes import record_run, save_tape
+
+    out = Path(f"{args.run}.tape") if args.out is None else args.out
+    save_tape(out, record_run(args.run))
+    print(out)
     return 0
 
 

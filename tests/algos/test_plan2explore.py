@@ -1,12 +1,9 @@
-"""Plan2Explore: predictors and their disagreement, exact resume, and snapshots that act."""
-
-import shutil
+"""Plan2Explore: predictors and their disagreement, and exact resume."""
 
 import numpy as np
 import pytest
 import torch
 from online import TINY, Killed, assert_same_run, kill_at, records
-from safetensors.torch import save_file
 
 import fastrssm
 from fastrssm.algos import plan2explore
@@ -14,9 +11,7 @@ from fastrssm.algos.plan2explore import Args, train
 from fastrssm.models.behaviour import frozen
 from fastrssm.models.ensemble import Ensemble
 from fastrssm.run.checkpoint import load_checkpoint
-from fastrssm.run.model_agent import WorldModelAgent, load_agent
 from fastrssm.run.online import check_online
-from fastrssm.run.snapshots import load_snapshot, replay_learning
 
 SMALL = TINY | {"ensemble": 3, "ensemble_width": 8}
 
@@ -155,60 +150,6 @@ def test_both_backends_train_alike(finished, tmp_path):
         # float32 of both; a few updates amplify its rounding a little
         assert ours[name] == pytest.approx(plain[name], rel=1e-3), name
     assert ours != plain, "both ran on one backend"
-
-
-def test_a_snapshot_acts_as_the_run_did(finished):
-    checkpoint = load_checkpoint(finished, expected=("plan2explore",))
-    snapshot = load_snapshot(finished / "snapshots" / "6.safetensors")
-    assert (snapshot.env_id, snapshot.episode) == ("pendulum-swingup", 6)
-    small = (finished / "snapshots" / "6.safetensors").stat().st_size
-    assert small < (finished / "checkpoints/latest/model.safetensors").stat().st_size / 2
-    now = load_agent(checkpoint, 3, torch.device("cpu"))
-    then = WorldModelAgent(snapshot.world_model, snapshot.policy, 3)
-    rng, before = np.random.default_rng(0), np.zeros((2, 1), np.float32)
-    for agent in (now, then):
-        agent.reset(2)
-    for t in range(5):
-        obs = {
-            "orientation": rng.normal(size=(2, 2)).astype(np.float32),
-            "velocity": rng.normal(size=(2, 1)).astype(np.float32),
-        }
-        first = np.full(2, t == 0)
-        one, other = (agent.act(obs, first, before) for agent in (now, then))
-        # what is stored has half precision
-        np.testing.assert_allclose(other, one, rtol=0, atol=20 * np.finfo("f2").eps)
-        before = one
-
-
-def test_snapshots_make_the_replay_anew(finished):
-    def play(episodes, num_envs=2):
-        return list(replay_learning(finished / "snapshots", episodes, 1, num_envs, steps=30))
-
-    episodes = play(9)
-    assert [len(episode["pre_action"]) for episode in episodes] == [31] * 9
-    # the first five are random, the others a policy's, whose actions change little by little
-    rough = [np.abs(np.diff(episode["pre_action"][1:], axis=0)).mean() for episode in episodes]
-    assert min(rough[:5]) > 3 * max(rough[5:])
-    for episode, again in zip(episodes, play(9), strict=True):
-        for name, column in episode.items():
-            np.testing.assert_array_equal(column, again[name])
-
-
-def test_foreign_snapshots_are_refused(finished, tmp_path):
-    with pytest.raises(ValueError, match="no snapshot of an agent"):
-        replay_learning(tmp_path, 3, 0, 1)
-    with pytest.raises(ValueError, match="must be at least 1, got 0 and 2"):
-        replay_learning(finished / "snapshots", 0, 0, 2)
-    broken = tmp_path / "1.safetensors"
-    save_file({"a": torch.ones(1)}, broken)
-    with pytest.raises(ValueError, match="not a snapshot of an agent"):
-        load_snapshot(broken)
-    whole = shutil.copy(finished / "snapshots" / "6.safetensors", tmp_path / "2.safetensors")
-    content = whole.read_bytes()
-    # another size in the description of the model
-    whole.write_bytes(content.replace(rb"\"deter\": 16", rb"\"deter\": 17"))
-    with pytest.raises(ValueError, match="does not fit the model that the file describes"):
-        load_snapshot(whole)
 
 
 @pytest.mark.parametrize(

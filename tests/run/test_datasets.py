@@ -1,53 +1,44 @@
-"""Recipes whose agents are explorers, and mixes of recipes."""
+"""Recipes of tapes, and mixes of recipes."""
 
 import numpy as np
 import pytest
 
 from fastrssm.data.episode import read_episode
 from fastrssm.data.recipes import RECIPES, Recipe
-from fastrssm.envs import find_task
-from fastrssm.models.policy import TanhGaussianPolicy
-from fastrssm.models.world_model import WorldModel
 from fastrssm.run import datasets
 from fastrssm.run.datasets import make_dataset
-from fastrssm.run.snapshots import save_snapshot
-from fastrssm.run.start import Sizes, build_config
+from fastrssm.run.tapes import Tape, save_tape
 
 
 @pytest.fixture
-def explorer(tmp_path, monkeypatch):
-    """Two small explorers of walker-plan2explore."""
-    folder = tmp_path / "explorers"
-    config = build_config("walker-walk", "rssmo", "mdp", Sizes(deter=8, stoch=2, hidden=8))
-    for episode in (5, 10):
-        policy = TanhGaussianPolicy(config.feature_size, find_task("walker-walk").action_size)
-        save_snapshot(
-            folder / "walker-plan2explore", episode, "walker-walk", WorldModel(config), policy
-        )
-    monkeypatch.setattr(datasets, "EXPLORERS", folder)
+def tape(tmp_path, monkeypatch):
+    """A tape of walker-plan2explore: 6 episodes of 30 steps."""
+    rng = np.random.default_rng(0)
+    actions = rng.integers(-127, 128, (6, 30, 6), dtype=np.int8)
+    made = Tape("walker-walk", np.arange(100, 106), actions)
+    save_tape(tmp_path / "tapes" / "walker-plan2explore.tape", made)
+    monkeypatch.setattr(datasets, "TAPES", tmp_path / "tapes")
+    return made
 
 
 def read(folder):
     return [read_episode(folder / f"{n}.npz") for n in range(len(list(folder.glob("*.npz"))))]
 
 
-def roughness(episode):
-    return np.abs(np.diff(episode["pre_action"][1:], axis=0)).mean()
-
-
-def test_an_explorer_replays_its_learning(explorer, tmp_path):
-    make_dataset("walker-plan2explore", tmp_path / "a", 8, steps=30)
-    make_dataset("walker-plan2explore", tmp_path / "b", 8, steps=30)
+def test_a_recipe_plays_its_tape(tape, tmp_path):
+    make_dataset("walker-plan2explore", tmp_path / "a", 5, steps=20)
     episodes = read(tmp_path / "a")
-    assert [len(episode["reward"]) for episode in episodes] == [31] * 8
-    # the first five are random, the others a policy's, whose actions change little by little
-    rough = [roughness(episode) for episode in episodes]
-    assert min(rough[:5]) > 3 * max(rough[5:])
-    for episode, again in zip(episodes, read(tmp_path / "b"), strict=True):
-        np.testing.assert_array_equal(episode["pre_action"], again["pre_action"])
+    assert [len(episode["reward"]) for episode in episodes] == [21] * 5
+    for episode, actions in zip(episodes, tape.actions, strict=False):
+        np.testing.assert_allclose(episode["pre_action"][1:], actions[:20] / 127, atol=1e-7)
+    with pytest.raises(ValueError, match="episodes is 7, expected 1 to 6, what the tape has"):
+        make_dataset("walker-plan2explore", tmp_path / "b", 7)
+    with pytest.raises(ValueError, match="steps is 31, expected 1 to 30, what the tape has"):
+        make_dataset("walker-plan2explore", tmp_path / "b", 2, steps=31)
+    assert not (tmp_path / "b").exists()
 
 
-def test_a_mix_is_its_parts_one_after_the_other(explorer, tmp_path, monkeypatch):
+def test_a_mix_is_its_parts_one_after_the_other(tape, tmp_path, monkeypatch):
     parts = ("walker-random", "walker-plan2explore", "walker-walk-buffer")
     mix = Recipe("walker-walk", "mix", 12, parts)
     monkeypatch.setitem(RECIPES, "walker-mix", mix)
@@ -65,10 +56,10 @@ def test_a_mix_is_its_parts_one_after_the_other(explorer, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["walker-plan2explore", "walker-mix"])
-def test_absent_explorers_are_named_before_any_work(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(datasets, "EXPLORERS", tmp_path / "none")
+def test_an_absent_tape_is_named_before_any_work(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(datasets, "TAPES", tmp_path / "none")
     with pytest.raises(
-        FileNotFoundError, match=r"no snapshots for walker-plan2explore .*`fastrssm data make RUN`"
+        FileNotFoundError, match="no tape of walker-plan2explore .*RUN/episodes is such a dataset"
     ):
         make_dataset(name, tmp_path / "set")
     assert not (tmp_path / "set").exists()

@@ -9,6 +9,7 @@ Differences from the original code:
 - the default setup is `mdp` (the original collects with `visual`, so that images are stored);
 - several environments may collect between two rounds of updates (`num_envs`), each with as many
   updates as one has in the original, so that the replay ratio stays;
+- actions are rounded to 1/127 of their range, so that a tape keeps the episodes (`data tape`);
 - the gradient of the policy's loss is not computed for the world model and the value network, which
   throw it away;
 - no evaluation on the way: episodes are collected with the policy's mode, as an evaluation does,
@@ -73,7 +74,6 @@ SCALES: dict[str, dict[str, Any]] = {
         "value_lr": 3e-4,
         "entropy_scale": 1e-3,
         "matmul_precision": "medium",
-        "snapshot_every": 25,
     },
 }
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["random", "buffer", "expert", "explorer", "mix"]
+Kind = Literal["random", "buffer", "expert", "tape", "mix"]
 
 # a buffer starts with a few random episodes, as the replay of a learner does
 PREFILL_EPISODES = 5
@@ -17,9 +17,10 @@ class Recipe:
         env_id: the environment.
         kind: "random": uniform actions. "buffer": a replay of learning, episode i of N by the
             policy as it was at i/N of its learning, actions sampled. "expert": the final policy
-            without noise. "explorer": a replay of Plan2Explore. "mix": datasets one after the
-            other, with the same number of episodes each.
-        episodes: how many the paper has.
+            without noise. "tape": the recorded actions of a run of Plan2Explore, played again.
+            "mix": datasets one after the other.
+        episodes: how many there are: of a tape as many as it holds, of others as many as the paper
+            has, of a mix the sum of its parts.
         parts: names of the recipes of a mix.
     """
 
@@ -44,9 +45,9 @@ _MIX = ("walker-random", "walker-plan2explore", "walker-stand-buffer", "walker-w
 RECIPES: dict[str, Recipe] = {
     "walker-random": Recipe("walker-walk", "random", 1000),
     "cheetah-random": Recipe("cheetah-run", "random", 1000),
-    "walker-plan2explore": Recipe("walker-walk", "explorer", 1000),
-    "cheetah-plan2explore": Recipe("cheetah-run", "explorer", 1000),
-    "walker-mix": Recipe("walker-walk", "mix", 4000, _MIX),
+    "walker-plan2explore": Recipe("walker-walk", "tape", 505),
+    "cheetah-plan2explore": Recipe("cheetah-run", "tape", 505),
+    "walker-mix": Recipe("walker-walk", "mix", 3505, _MIX),
     **{f"{env_id}-buffer": Recipe(env_id, "buffer", 1000) for env_id in _TASKS},
     **{f"{env_id}-expert": Recipe(env_id, "expert", 100) for env_id in _TASKS},
 }

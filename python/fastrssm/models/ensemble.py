@@ -109,9 +109,11 @@ class _MeanLogVariance(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor, ...]:
         variance, *apart = ctx.saved_tensors
         scale = 2 / ((len(apart) - 1) * variance.shape[-1])
-        weight = (scale * grad).unsqueeze(-1) / variance
+        weight = (scale * grad_outputs[0]).unsqueeze(-1) / variance
         weight.masked_fill_(variance == torch.finfo(variance.dtype).tiny, 0.0)
         return tuple(x * weight for x in apart)

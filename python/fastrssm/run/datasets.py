@@ -1,4 +1,4 @@
-"""Make the paper's datasets anew from the policy snapshots that come with the package."""
+"""Make the paper's datasets anew from the actors and tapes that come with the package."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,12 +11,12 @@ from fastrssm.data.recipes import Recipe, parse
 from fastrssm.envs import find_task, make_vec
 from fastrssm.run.agents import RandomAgent, SnapshotAgent, Snapshots
 from fastrssm.run.collect import Agent, check_target, rollout, write_dataset
-from fastrssm.run.snapshots import replay_learning
+from fastrssm.run.tapes import load_tape, play
 
 # episodes done, episodes in all
 Progress = Callable[[int, int], None]
-# a folder per recipe, of snapshots along Plan2Explore
-EXPLORERS = Path(fastrssm.data.__file__).parent / "explorers"
+# a file per recipe
+TAPES = Path(fastrssm.data.__file__).parent / "tapes"
 
 
 def make_dataset(
@@ -35,18 +35,17 @@ def make_dataset(
     Args:
         name: of a recipe, for example "walker-stand-buffer".
         folder: the folder to make.
-        episodes: how many. None: as many as the paper has.
-        seed: of the environments and of the noise of the policy.
-        num_envs: environments stepped together; changes the speed only, except for exploration,
-            whose agents have a world model.
+        episodes: how many; of a mix, the same number of each part. None: those of the recipe.
+        seed: of the environments and of the noise of the policy; a tape has its own.
+        num_envs: environments stepped together; changes the speed only.
         progress: called after each episode with the episodes done and in all.
         steps: decision steps of an episode. None: as many as the task has.
         overwrite: replace a folder of episodes.
 
     Raises:
-        ValueError: there is no such recipe, a number is below 1, or a mix has fewer episodes than
-            parts.
-        FileNotFoundError: the package has no policy snapshots for it.
+        ValueError: there is no such recipe, a number is below 1, a mix has fewer episodes than
+            parts, or a tape fewer than asked for.
+        FileNotFoundError: the package has no actors or no tape for it.
         FileExistsError: see `write_dataset`.
     """
     recipe = parse(name)
@@ -59,7 +58,9 @@ def make_dataset(
         )
     check_target(Path(folder).absolute(), overwrite)
     counts = [len(part) for part in np.array_split(np.arange(total), len(recipe.parts) or 1)]
-    # all are prepared before the first one plays, so that a missing snapshot is known at once
+    if recipe.parts and episodes is None:
+        counts = [parse(part).episodes for part in recipe.parts]
+    # all are prepared before the first one plays, so that a missing file is known at once
     plays = [
         _play(part, parse(part), count, seed, num_envs, steps)
         for part, count in zip(recipe.parts or (name,), counts, strict=True)
@@ -81,14 +82,14 @@ def _play(
             agent = SnapshotAgent(Snapshots.open(recipe.env_id), total, seed)
         case "expert":
             agent = SnapshotAgent(Snapshots.open(recipe.env_id), None, seed)
-        case "explorer":
-            folder = EXPLORERS / name
-            if not folder.is_dir():
+        case "tape":
+            path = TAPES / f"{name}.tape"
+            if not path.is_file():
                 raise FileNotFoundError(
-                    f"no snapshots for {name} in {EXPLORERS}: `fastrssm plan2explore --env "
-                    f"{recipe.env_id} --out RUN` makes some, and `fastrssm data make RUN` data."
+                    f"no tape of {name} in {TAPES}: `fastrssm plan2explore --env {recipe.env_id} "
+                    "--out RUN` explores, and RUN/episodes is such a dataset."
                 )
-            return replay_learning(folder, total, seed, num_envs, steps)
+            return play(load_tape(path), total, num_envs, steps)
         case "mix":
             raise ValueError(f"{name} is a mix, expected a recipe of one agent.")
     return _rollouts(agent, recipe.env_id, total, seed, num_envs, steps)

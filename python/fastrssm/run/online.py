@@ -21,8 +21,8 @@ from fastrssm.run.collect import Agent, rollout
 from fastrssm.run.log import Logger
 from fastrssm.run.model_agent import WorldModelAgent
 from fastrssm.run.replay import Replay
-from fastrssm.run.snapshots import save_snapshot
 from fastrssm.run.start import MatmulPrecision, Sizes, build_config, check_arguments
+from fastrssm.run.tapes import OnGrid, env_seed
 
 Batch = dict[str, Tensor]
 # batch, noise, and whether the behaviour learns yet -> metrics
@@ -92,8 +92,6 @@ class OnlineArgs:
     """Updates between two records."""
     checkpoint_every: int = 1000
     """Updates between two checkpoints."""
-    snapshot_every: int = 50
-    """Episodes between two snapshots of what acts, in the folder snapshots of the run."""
     wandb: bool = False
     """Send the records to Weights & Biases as well."""
 
@@ -117,7 +115,7 @@ def check_online(args: OnlineArgs) -> WorldModelConfig:
         args,
         positive=(
             "episodes", "prefill", "num_envs", "updates_per_episode", "batch_size", "model_lr",
-            "actor_lr", "value_lr", "grad_clip", "log_every", "checkpoint_every", "snapshot_every",
+            "actor_lr", "value_lr", "grad_clip", "log_every", "checkpoint_every",
         ),
         not_negative=("pretrain_updates", "start_states", "entropy_scale", "seed", "threads"),
         shares=("gamma", "return_lambda"),
@@ -223,8 +221,6 @@ def learn_online(algorithm: str, args: OnlineArgs, learner: Learner, device: tor
                     mean = float(np.mean(replay.returns[before:]))
                     logger.record(step, {"episode_return": mean, "episodes": due})
                     logger.say(f"update {step}: {due} episodes, return {mean:.1f}")
-                    if due // args.snapshot_every > before // args.snapshot_every:
-                        save_snapshot(out / "snapshots", due, args.env, world_model, policy)
                 if saving:
                     states = {
                         name: optimizer.state_dict() for name, optimizer in optimizers.items()
@@ -245,8 +241,8 @@ def _collect(
     """Add episodes to the replay until it has `episodes`, at most one per environment."""
     first = replay.num_episodes
     # a seed per episode: what an environment does depends on no earlier one
-    seeds = [_seed(args.seed, first + i, 0) for i in range(env.num_envs)]
-    for episode in rollout(env, agent, episodes - first, seed=seeds):
+    seeds = [env_seed(args.seed, first + i) for i in range(env.num_envs)]
+    for episode in rollout(env, OnGrid(agent), episodes - first, seed=seeds):
         replay.add(episode)
 
 
@@ -261,6 +257,6 @@ def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, grad_clip: float) 
 
 
 def _seed(seed: int, episode: int, stream: int) -> int:
-    # streams: 0 the environment of an episode, 1 random actions, 2 the noise of the model
+    # streams: 0 the environment of an episode (env_seed), 1 random actions, 2 the model's noise
     sequence = np.random.SeedSequence((seed, episode, stream))
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))

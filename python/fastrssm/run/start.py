@@ -29,7 +29,6 @@ FREE_FIELDS = frozenset(
         "updates",
         "max_epochs",
         "episodes",
-        "snapshot_every",
         "log_every",
         "checkpoint_every",
         "eval_every",

@@ -12,7 +12,8 @@ stops falling, after 50 epochs at least.
 `--scale cpu` is what two cores can do. It differs in:
 
 - data: 1,500 episodes of a body and 300 of an expert, the first 100 decision steps of each, of
-  which getting up from the floor takes 30;
+  which getting up from the floor takes 30; of exploration, which never repeats itself, 300 whole
+  ones;
 - model: deter 128, stoch 32 and hidden 128 for both bodies, without inverse dynamics model;
 - training: 12,000 and 4,000 updates on batches of 80 windows of 20 frames, with a learning rate of
   5e-3 that falls to 0 over the second half; products of bfloat16.
@@ -46,6 +47,7 @@ SCALES: dict[str, dict[str, tuple[str, ...]]] = {
     "paper": {},
     "cpu": {
         "body": ("--episodes", "1500", "--steps", "100"),
+        "tape": ("--episodes", "300"),
         "expert": ("--episodes", "300", "--steps", "100"),
         "pretrain": ("--updates", "12000", "--eval-every", "0", "--no-idm", *_SIZES, *_TRAINING),
         "aime": ("--updates", "4000", "--max-episodes", "300", "--eval-every", "0", *_TRAINING),
@@ -165,7 +167,8 @@ def plan(args: Args) -> tuple[list[Stage], list[Cell]]:
 
     for setup, dataset, seed in product(args.setups, args.datasets, args.seeds):
         body, env = f"data/{dataset}", parse(dataset).env_id
-        data = add(body, "data", _make(dataset, options.get("body", ())))
+        kind = "tape" if parse(dataset).kind == "tape" else "body"
+        data = add(body, "data", _make(dataset, options.get(kind, ())))
         common = ("--setup", setup, "--seed", str(seed), "--threads", "1")
         model = f"models/{dataset}.{setup}.seed{seed}"
         if "aime" in args.methods:
