@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from fastrssm.data import Dataset, WindowSampler
-from fastrssm.data.dataset import episode_files
-from fastrssm.data.episode import read_arrays
+from fastrssm.data.dataset import read_folder
 from fastrssm.envs import find_task
 from fastrssm.models.config import TERMINAL, WorldModelConfig
 from fastrssm.models.policy import TanhGaussianPolicy
@@ -247,6 +246,7 @@ def _columns(folder: str, config: WorldModelConfig) -> tuple[str, ...]:
     """Name the columns to read; actions only where they are in the files."""
     wanted = (*config.inputs, *config.targets, *config.probes)
     extra = [TERMINAL] if config.terminal else []
-    if "pre_action" in read_arrays(episode_files(Path(folder))[0]):
+    _, first = next(read_folder(Path(folder)))
+    if "pre_action" in first:
         extra.append("pre_action")
     return tuple(dict.fromkeys((*wanted, *extra)))

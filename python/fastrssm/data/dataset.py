@@ -1,11 +1,11 @@
-"""A folder of episodes `<n>.npz` as memory-mapped columns plus an index of episode starts."""
+"""A folder of episodes as memory-mapped columns plus an index of episode starts."""
 
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,8 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-from fastrssm.data.episode import Array, read_arrays, read_episode
+from fastrssm.data.episode import Array, Episode, canonical_episode, read_arrays
+from fastrssm.data.minari import is_minari, minari_episodes, minari_files
 
 # part of the fingerprint: raise it when the layout of the cache changes
 _CACHE_FORMAT = 1
@@ -42,7 +43,7 @@ class Dataset:
         Columns that the cache lacks, or all when the episodes have changed, are unpacked first.
 
         Args:
-            folder: holds `<n>.npz`; they are ordered by that integer.
+            folder: holds `<n>.npz`, ordered by that integer, or is a Minari dataset.
             keys: columns to map; others are neither read nor checked.
             max_episodes: keep at most the first so many episodes. None: all.
 
@@ -56,11 +57,11 @@ class Dataset:
             raise ValueError(f"keys must be a non-empty sequence of column names, got {keys!r}.")
         if max_episodes is not None and max_episodes < 1:
             raise ValueError(f"max_episodes must be at least 1, got {max_episodes}.")
-        paths = episode_files(folder)
+        paths = minari_files(folder) if is_minari(folder) else episode_files(folder)
         cache = folder / ".cache" / _fingerprint(paths)
         missing = [key for key in dict.fromkeys(keys) if not _column(cache, key).exists()]
         if missing:
-            _unpack(paths, cache, missing)
+            _unpack(folder, cache, missing)
         starts: npt.NDArray[np.int64] = np.load(cache / "starts.npy", allow_pickle=False)
         arrays: dict[str, Array] = {}
         for key in keys:
@@ -131,8 +132,33 @@ def episode_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def read_folder(folder: Path, keys: Sequence[str] | None = None) -> Iterator[tuple[str, Episode]]:
+    """Give each episode of a folder with a name for messages, its columns as they are on disk.
+
+    Args:
+        folder: holds `<n>.npz`, or is a Minari dataset.
+        keys: columns to read. None: all.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds no episode, one cannot be read, or a column is missing.
+        RuntimeError: it is a Minari dataset, whose reader is not installed.
+    """
+    if not is_minari(folder):
+        for path in episode_files(folder):
+            yield str(path), read_arrays(path, keys)
+        return
+    for where, columns in minari_episodes(folder):
+        for key in keys or ():
+            if key not in columns:
+                raise ValueError(
+                    f"{where}: column {key!r} is missing; there are {', '.join(columns)}."
+                )
+        yield where, columns if keys is None else {key: columns[key] for key in keys}
+
+
 def info(folder: str | Path) -> dict[str, Any]:
-    """Summarise a folder of episodes; the result can be written as JSON.
+    """Summarise a dataset; the result can be written as JSON.
 
     Returns:
         episodes, frames, keys (shape of a frame and dtype on disk), returns (mean, std, min,
@@ -145,9 +171,8 @@ def info(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     digest, frames, keys, returns = hashlib.sha256(), 0, dict[str, dict[str, Any]](), list[float]()
-    paths = episode_files(folder)
-    for number, path in enumerate(paths):
-        arrays = read_arrays(path)
+    number = -1
+    for number, (_, arrays) in enumerate(read_folder(folder)):
         for key in sorted(arrays):
             array = np.ascontiguousarray(arrays[key])
             digest.update(f"{number} {key} {array.dtype.str} {array.shape}".encode())
@@ -159,7 +184,7 @@ def info(folder: str | Path) -> dict[str, Any]:
     summary = {"mean": np.mean, "std": np.std, "min": np.min, "median": np.median, "max": np.max}
     return {
         "folder": str(folder),
-        "episodes": len(paths),
+        "episodes": number + 1,
         "frames": frames,
         "keys": keys,
         "returns": {name: float(f(returns)) for name, f in summary.items()} if returns else None,
@@ -178,7 +203,7 @@ def _column(cache: Path, key: str) -> Path:
     return cache / f"column-{quote(key, safe='')}.npy"
 
 
-def _unpack(paths: Sequence[Path], cache: Path, keys: Sequence[str]) -> None:
+def _unpack(folder: Path, cache: Path, keys: Sequence[str]) -> None:
     """Append every episode to one `.npy` per column; each gets its name when it is whole."""
     cache.mkdir(parents=True, exist_ok=True)
     targets = {key: _column(cache, key) for key in keys}
@@ -188,8 +213,8 @@ def _unpack(paths: Sequence[Path], cache: Path, keys: Sequence[str]) -> None:
     try:
         with ExitStack() as stack:
             files = {key: stack.enter_context(temporary[key].open("wb")) for key in keys}
-            for path in paths:
-                episode = read_episode(path, keys)
+            for where, found in read_folder(folder, keys):
+                episode = canonical_episode(found, where)
                 for key, array in episode.items():
                     rows = np.ascontiguousarray(
                         array, dtype=np.uint8 if array.dtype == np.uint8 else np.float32
@@ -200,7 +225,7 @@ def _unpack(paths: Sequence[Path], cache: Path, keys: Sequence[str]) -> None:
                         _write_header(files[key], *here, frames=0)
                     if layout[key] != here:
                         raise ValueError(
-                            f"{path}: column {key!r} has frames of {here[0]} {here[1]}, "
+                            f"{where}: column {key!r} has frames of {here[0]} {here[1]}, "
                             f"earlier episodes have {layout[key][0]} {layout[key][1]}."
                         )
                     files[key].write(rows.data)

@@ -82,9 +82,17 @@ def read_episode(path: Path, keys: Sequence[str] | None = None) -> Episode:
         ValueError: the file cannot be read, lacks a column, or its content is no episode (see
             `check_episode`).
     """
-    arrays = read_arrays(path, keys)
-    episode = {key: _canonical(key, array, str(path)) for key, array in arrays.items()}
-    check_episode(episode, where=str(path))
+    return canonical_episode(read_arrays(path, keys), str(path))
+
+
+def canonical_episode(columns: Episode, where: str) -> Episode:
+    """Convert columns as `read_episode` gives them.
+
+    Raises:
+        ValueError: the content is no episode (see `check_episode`).
+    """
+    episode = {key: _canonical(key, array, where) for key, array in columns.items()}
+    check_episode(episode, where=where)
     return episode
 
 
