@@ -15,7 +15,7 @@ def tape(tmp_path, monkeypatch):
     """A tape of walker-plan2explore: 6 episodes of 30 steps."""
     rng = np.random.default_rng(0)
     actions = rng.integers(-127, 128, (6, 30, 6), dtype=np.int8)
-    made = Tape("walker-walk", np.arange(100, 106), actions)
+    made = Tape("walker-walk", np.arange(100, 106), actions, {})
     save_tape(tmp_path / "tapes" / "walker-plan2explore.tape", made)
     monkeypatch.setattr(datasets, "TAPES", tmp_path / "tapes")
     return made

@@ -39,6 +39,8 @@ def tape(run):
 @pytest.mark.parametrize("num_envs", [1, 4, 9, 16])
 def test_a_tape_plays_what_was_recorded(run, tape, num_envs):
     assert tape.actions.shape == (9, 40, 6)
+    assert tape.run["algorithm"] == "plan2explore"
+    assert tape.run["args"]["seed"] == 7
     for number, episode in enumerate(play(tape, 9, num_envs)):
         recorded = read_episode(run / "episodes" / f"{number}.npz")
         for name, column in recorded.items():
@@ -55,7 +57,7 @@ def test_part_of_a_tape(run, tape):
 def test_the_file_and_the_command_line(run, tape, tmp_path, capsys):
     assert main(["data", "tape", str(run), "--out", str(tmp_path / "w.tape")]) == 0
     # a byte an action, and little else
-    assert (tmp_path / "w.tape").stat().st_size < 9 * 40 * 6 + 400
+    assert (tmp_path / "w.tape").stat().st_size < 9 * 40 * 6 + 500
     assert load_tape(tmp_path / "w.tape").env_id == "walker-walk"
     words = ["data", "make", str(tmp_path / "w.tape"), "--out", str(tmp_path / "made")]
     assert main([*words, "--episodes", "4"]) == 0
@@ -93,6 +95,6 @@ def test_damaged_tapes_are_refused(tape, tmp_path):
     save_tape(path, tape._replace(actions=tape.actions[:, :, :5].copy()))
     with pytest.raises(ValueError, match=r"expected int8 \[9, steps, 6\] for walker-walk"):
         load_tape(path)
-    save_file({"seeds": tape.seeds}, path, {"tape": json.dumps({"env": "walker-walk"})})
+    save_file({"seeds": tape.seeds}, path, {"tape": json.dumps({"env": "walker-walk", "run": {}})})
     with pytest.raises(ValueError, match="not a tape"):
         load_tape(path)

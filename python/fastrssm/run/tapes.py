@@ -5,14 +5,15 @@ episodes that were recorded, at the speed of the simulator and without the polic
 Another version of MuJoCo, or another processor, may round differently; the actions are then the
 same, and what they lead to drifts apart within a second or two of chaotic motion.
 
-    <name>.tape    safetensors: "seeds" int64 [N], "actions" int8 [N, L - 1, A]; metadata: the task
+    <name>.tape    safetensors: "seeds" int64 [N], "actions" int8 [N, L - 1, A]; metadata: the task,
+                   and the algorithm and arguments of the run
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +57,7 @@ class Tape(NamedTuple):
     env_id: str
     seeds: npt.NDArray[np.int64]  # [N]
     actions: npt.NDArray[np.int8]  # [N, L - 1, A]
+    run: Mapping[str, Any]  # algorithm and arguments of the run
 
 
 def record_run(run: Path) -> Tape:
@@ -68,8 +70,9 @@ def record_run(run: Path) -> Tape:
     """
     paths = episode_files(run / "episodes")
     try:
-        args = json.loads((run / "config.json").read_text())["args"]
-        env_id, seed = str(args["env"]), int(args["seed"])
+        config = json.loads((run / "config.json").read_text())
+        made = {"algorithm": config["algorithm"], "args": {**config["args"], "out": None}}
+        env_id, seed = str(config["args"]["env"]), int(config["args"]["seed"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{run} is not a dreamer or plan2explore run ({error}).") from error
     columns: list[npt.NDArray[np.int8]] = []
@@ -84,7 +87,7 @@ def record_run(run: Path) -> Tape:
             )
         columns.append(column)
     seeds = np.array([env_seed(seed, int(path.stem)) for path in paths])
-    tape = Tape(env_id, seeds, np.stack(columns))
+    tape = Tape(env_id, seeds, np.stack(columns), made)
     for path, episode in zip(paths, play(tape, len(paths)), strict=True):
         recorded = read_episode(path)
         for key, column in recorded.items():
@@ -98,7 +101,9 @@ def save_tape(path: Path, tape: Tape) -> None:
     tensors = {"seeds": tape.seeds, "actions": tape.actions}
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part")
-    save_file(tensors, unfinished, {"tape": json.dumps({"env": tape.env_id})})
+    save_file(
+        tensors, unfinished, {"tape": json.dumps({"env": tape.env_id, "run": dict(tape.run)})}
+    )
     os.replace(unfinished, path)
 
 
@@ -110,7 +115,8 @@ def load_tape(path: Path) -> Tape:
     """
     try:
         with safe_open(path, framework="np") as file:
-            env_id = str(json.loads(file.metadata()["tape"])["env"])
+            about = json.loads(file.metadata()["tape"])
+            env_id, run = str(about["env"]), dict(about["run"])
             seeds, actions = file.get_tensor("seeds"), file.get_tensor("actions")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a tape ({error}).") from error
@@ -124,7 +130,7 @@ def load_tape(path: Path) -> Tape:
             f"{path}: actions are {actions.dtype} {list(actions.shape)}, expected int8 "
             f"[{len(seeds)}, steps, {expected[2]}] for {env_id}."
         )
-    return Tape(env_id, seeds, actions)
+    return Tape(env_id, seeds, actions, run)
 
 
 def play(
