@@ -9,9 +9,16 @@ from safetensors.numpy import save_file
 from fastrssm.cli import main
 from fastrssm.data.episode import read_episode, write_episode
 from fastrssm.envs import make_vec
+from fastrssm.run import datasets
 from fastrssm.run.agents import RandomAgent
 from fastrssm.run.collect import rollout
 from fastrssm.run.tapes import OnGrid, env_seed, load_tape, play, record_run, save_tape
+
+# of the torso after 60 steps of the first episodes of the shipped tape
+WALKER_HEIGHTS = (
+    0.12234942, 0.23354565, 0.1260735, 0.6263653, 0.32354367, 0.12774448,
+    0.090563215, 0.4198736, 0.07528497, 0.0758906, 0.09617058, 0.16927598,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +105,11 @@ def test_damaged_tapes_are_refused(tape, tmp_path):
     save_file({"seeds": tape.seeds}, path, {"tape": json.dumps({"env": "walker-walk", "run": {}})})
     with pytest.raises(ValueError, match="not a tape"):
         load_tape(path)
+
+
+def test_the_tape_of_the_walker_plays_its_run():
+    tape = load_tape(datasets.TAPES / "walker-plan2explore.tape")
+    assert (tape.actions.shape, tape.run["args"]["seed"]) == ((505, 500, 6), 42)
+    # heights after 60 steps as the run saw them, random episodes first
+    heights = [episode["height"][-1, 0] for episode in play(tape, 12, steps=60)]
+    np.testing.assert_allclose(heights, WALKER_HEIGHTS, rtol=0, atol=1e-4)
