@@ -2,71 +2,52 @@
 
 import json
 
-import gymnasium
 import minari
 import numpy as np
 import pytest
 from gymnasium import spaces
+from minari.data_collector import EpisodeBuffer
 
 from fastrssm.data import Dataset, info
 from fastrssm.data.dataset import read_folder
 
-
-class Body(gymnasium.Env):
-    """Two sensors, one of them nested; ends by itself after six steps."""
-
-    action_space = spaces.Box(-1, 1, (2,), np.float32)
-
-    def __init__(self, nested):
-        size = {"height": spaces.Box(-9, 9, (1,)), "joints": spaces.Box(-9, 9, (3,), np.float32)}
-        inner = spaces.Dict({"joints": size["joints"]})
-        self.nested = nested
-        self.observation_space = (
-            spaces.Dict({"height": size["height"], "body": inner}) if nested else size["joints"]
-        )
-
-    def look(self):
-        joints = np.full(3, self.count, np.float32) + np.arange(3, dtype=np.float32)
-        if not self.nested:
-            return joints
-        return {"height": joints[:1] / 2, "body": {"joints": joints}}
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.count = 0
-        return self.look(), {}
-
-    def step(self, action):
-        self.count += 1
-        return self.look(), float(self.count), self.count == 6, False, {}
-
-
-# the collector misses a mail address and the like
+# the writer misses a mail address and the like
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")
 
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    """Record episodes of 6, 6 and 4 steps, the last one cut, and return folder and actions."""
+    """Write episodes of 6, 6 and 4 steps, the last one cut, and return folder and actions."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    joints, height = spaces.Box(-9, 9, (3,), np.float32), spaces.Box(-9, 9, (1,), np.float32)
 
-    def record(data_format="hdf5", *, nested=True, scale=1.0):
-        collector = minari.DataCollector(Body(nested), data_format=data_format)
-        collector.action_space.seed(0)
-        actions = []
+    def write(data_format="hdf5", *, nested=True, scale=1.0):
+        space = joints
+        if nested:
+            space = spaces.Dict({"height": height, "body": spaces.Dict({"joints": joints})})
+        rng, actions, episodes = np.random.default_rng(0), [], []
         for steps in (6, 6, 4):
-            collector.reset(seed=0)
-            actions.append([collector.action_space.sample() * np.float32(scale)])
-            collector.step(actions[-1][0])
-            for _ in range(steps - 1):
-                actions[-1].append(collector.action_space.sample() * np.float32(scale))
-                collector.step(actions[-1][-1])
-        collector.reset()
-        collector.create_dataset("body/test-v0", algorithm_name="random", author="us")
-        collector.close()
-        return tmp_path / "body" / "test-v0", [np.array(rows) for rows in actions]
+            count = np.arange(steps + 1, dtype=np.float32)[:, None]
+            seen = count + np.arange(3, dtype=np.float32)
+            actions.append(scale * rng.uniform(-1, 1, (steps, 2)).astype(np.float32))
+            episode = EpisodeBuffer(
+                observations={"height": count / 2, "body": {"joints": seen}} if nested else seen,
+                actions=actions[-1],
+                rewards=list(range(1, steps + 1)),
+                terminations=[step == 6 for step in range(1, steps + 1)],
+                truncations=[step == 4 == steps for step in range(1, steps + 1)],
+            )
+            episodes.append(episode)
+        minari.create_dataset_from_buffers(
+            "body/test-v0",
+            episodes,
+            observation_space=space,
+            action_space=spaces.Box(-9, 9, (2,), np.float32),
+            data_format=data_format,
+        )
+        return tmp_path / "body" / "test-v0", actions
 
-    return record
+    return write
 
 
 @pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
