@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrssm.data.episode import Array, Episode
+from fastrssm.data.episode import COLUMNS, Array, Episode
 
 
 def is_minari(folder: Path) -> bool:
@@ -59,7 +59,7 @@ def minari_episodes(folder: Path) -> Iterator[tuple[str, Episode]]:
 
 def _columns(where: str, episode: Any) -> Episode:
     columns = dict(_flat(episode.observations, ""))
-    taken = {"pre_action", "reward", "is_first", "is_last", "is_terminal"} & columns.keys()
+    taken = columns.keys() & set(COLUMNS)
     if taken:
         raise ValueError(f"{where}: an observation is called {min(taken)!r}, as a column of ours.")
     action = np.asarray(episode.actions)

@@ -10,7 +10,6 @@ collected anew: the expert is the last snapshot, a buffer is a replay of all of 
 # pyright: reportUntypedBaseClass=false
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from fastrssm.envs import MujocoVectorEnv, find_task, make_vec
 from fastrssm.run.agents import SnapshotAgent, Snapshots
@@ -185,7 +184,5 @@ def _snapshot(model: Any, normalised: Any) -> dict[str, NDArray[np.float16]]:
 
 def _write(args: Args, tensors: dict[str, NDArray[np.float16]], steps: list[float]) -> None:
     inputs = [name for name, _, _ in find_task(args.env).sensors]
-    path = args.out / f"{args.env}.safetensors"
-    unfinished = path.with_name(f".{path.name}.part")
-    save_file(tensors, unfinished, {"steps": json.dumps(steps), "inputs": json.dumps(inputs)})
-    os.replace(unfinished, path)
+    about = {"steps": json.dumps(steps), "inputs": json.dumps(inputs)}
+    write_atomic(args.out / f"{args.env}.safetensors", save(tensors, about))

@@ -10,7 +10,6 @@ same, and what they lead to drifts apart within a second or two of chaotic motio
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,11 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from fastrssm.data.dataset import episode_files
 from fastrssm.data.episode import Array, Episode, read_episode
 from fastrssm.envs import find_task, make_vec
+from fastrssm.run.checkpoint import write_atomic
 from fastrssm.run.collect import Agent, Bools, Floats, rollout
 
 # an action is a multiple of 1 / _STEPS
@@ -100,11 +100,8 @@ def save_tape(path: Path, tape: Tape) -> None:
     """Write a tape, whole or not at all."""
     tensors = {"seeds": tape.seeds, "actions": tape.actions}
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.part")
-    save_file(
-        tensors, unfinished, {"tape": json.dumps({"env": tape.env_id, "run": dict(tape.run)})}
-    )
-    os.replace(unfinished, path)
+    about = {"env": tape.env_id, "run": dict(tape.run)}
+    write_atomic(path, save(tensors, {"tape": json.dumps(about)}))
 
 
 def load_tape(path: Path) -> Tape:
