@@ -336,34 +336,22 @@ def _data(words: list[str]) -> int:
 
 
 def _make(args: MakeArgs) -> int:
-    from fastrssm.run.collect import write_dataset
     from fastrssm.run.datasets import make_dataset
     from fastrssm.run.log import progress_bar
-    from fastrssm.run.tapes import load_tape, play
 
-    path = Path(args.name)
-    folder = _DATA / path.stem if args.out is None else args.out
+    stem = args.name.removesuffix(".tape")
+    folder = _DATA / Path(stem).name if args.out is None else args.out
     with progress_bar(args.name) as advance:
-        if path.suffix == ".tape":
-            tape = load_tape(path)
-            total = len(tape.seeds) if args.episodes is None else args.episodes
-            write_dataset(
-                folder,
-                play(tape, total, args.num_envs, args.steps),
-                overwrite=args.overwrite,
-                progress=lambda done: advance(done, total),
-            )
-        else:
-            make_dataset(
-                args.name,
-                folder,
-                args.episodes,
-                args.seed,
-                args.num_envs,
-                advance,
-                steps=args.steps,
-                overwrite=args.overwrite,
-            )
+        make_dataset(
+            args.name,
+            folder,
+            args.episodes,
+            args.seed,
+            args.num_envs,
+            advance,
+            steps=args.steps,
+            overwrite=args.overwrite,
+        )
     print(folder)
     return 0
 

@@ -12,7 +12,7 @@ from fastrssm.envs import make_vec
 from fastrssm.run import datasets
 from fastrssm.run.agents import RandomAgent
 from fastrssm.run.collect import rollout
-from fastrssm.run.tapes import OnGrid, env_seed, load_tape, play, record_run, save_tape
+from fastrssm.run.tapes import OnGrid, episode_seed, load_tape, play, record_run, save_tape
 
 # of the torso after 60 steps of the first episodes of the shipped tape
 WALKER_HEIGHTS = (
@@ -30,7 +30,7 @@ def run(tmp_path_factory):
     (folder / "config.json").write_text(json.dumps({"algorithm": "plan2explore", "args": args}))
     env = make_vec("walker-walk", 3, episode_steps=40)
     for first in (0, 3, 6):
-        seeds = [env_seed(7, first + i) for i in range(3)]
+        seeds = [episode_seed(7, first + i) for i in range(3)]
         agent = OnGrid(RandomAgent(6, first))
         for i, episode in enumerate(rollout(env, agent, 3, seed=seeds)):
             write_episode(folder / "episodes" / f"{first + i}.npz", episode)

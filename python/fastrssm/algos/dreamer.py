@@ -110,19 +110,17 @@ def update(
     world_model: WorldModel = modules["world_model"]
     policy: TanhGaussianPolicy = modules["policy"]
     value: MLP = modules["value"]
-    rssm, T, B = world_model.rssm, *batch["pre_action"].shape[:2]
-    draws = rssm.draw_noise(T, B, generator=noise)
-    # the very states of the model's loss, in which imagination starts
-    with torch.no_grad():
-        seen = rssm.observe(world_model.encode(batch), batch["pre_action"], noise=draws)
-    losses, metrics = world_model.elbo(batch, noise=draws)
+    # the states of the model's loss are those in which imagination starts
+    filtered = world_model.filter(batch, generator=noise)
+    losses, metrics = world_model.elbo(batch, filtered=filtered)
     metrics["model_grad_norm"] = take_step(optimizers["model"], losses["total"], args.grad_clip)
     if not acting:
         return metrics
 
-    starts = choose_starts(State(seen.deter, seen.stoch), args.start_states, noise)
+    seen = State(filtered.states.deter, filtered.states.stoch)
+    starts = choose_starts(seen, args.start_states, noise)
     with frozen(world_model):
-        imagined = imagine(rssm, policy, starts, args.imagine_horizon, noise)
+        imagined = imagine(world_model.rssm, policy, starts, args.imagine_horizon, noise)
         rewards = world_model.decoders["reward"](imagined.feature[1:]).mode.squeeze(-1)
     losses, behaviour = behaviour_losses(
         imagined, rewards, policy, value,

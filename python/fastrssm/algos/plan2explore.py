@@ -113,15 +113,11 @@ def update(
     ensemble: Ensemble = modules["ensemble"]
     policy: TanhGaussianPolicy = modules["policy"]
     value: MLP = modules["value"]
-    rssm, action = world_model.rssm, batch["pre_action"]
-    draws = rssm.draw_noise(*action.shape[:2], generator=noise)
-    # the very states of the model's loss, which train the predictors and start imagination
-    with torch.no_grad():
-        embed = world_model.encode(batch)
-        trajectory = rssm.observe(embed, action, noise=draws)
-        seen = State(trajectory.deter, trajectory.stoch)
-    losses, metrics = world_model.elbo(batch, noise=draws)
-    error = ensemble.loss(seen.feature, action, embed)
+    # the states of the model's loss train the predictors and start imagination
+    filtered = world_model.filter(batch, generator=noise)
+    losses, metrics = world_model.elbo(batch, filtered=filtered)
+    seen = State(filtered.states.deter.detach(), filtered.states.stoch.detach())
+    error = ensemble.loss(seen.feature, batch["pre_action"], filtered.embed.detach())
     metrics["emb_prediction_loss"] = error.detach()
     total = losses["total"] + error
     metrics["model_grad_norm"] = take_step(optimizers["model"], total, args.grad_clip)
@@ -130,7 +126,7 @@ def update(
 
     starts = choose_starts(seen, args.start_states, noise)
     with frozen(world_model, ensemble):
-        imagined = imagine(rssm, policy, starts, args.imagine_horizon, noise)
+        imagined = imagine(world_model.rssm, policy, starts, args.imagine_horizon, noise)
         rewards = ensemble.disagreement(imagined.feature[:-1], imagined.action)
     losses, behaviour = behaviour_losses(
         imagined, rewards, policy, value,

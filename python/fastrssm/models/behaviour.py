@@ -55,9 +55,9 @@ def choose_starts(state: State, count: int, generator: torch.Generator) -> State
         generator: of the choice.
 
     Returns:
-        [N, D], [N, S].
+        [N, D], [N, S], detached.
     """
-    deter, stoch = state.deter.flatten(0, 1), state.stoch.flatten(0, 1)
+    deter, stoch = (part.detach().flatten(0, 1) for part in state)
     if 0 < count < len(deter):
         order = torch.randperm(len(deter), generator=generator, device=deter.device)[:count]
         deter, stoch = deter[order], stoch[order]

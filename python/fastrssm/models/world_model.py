@@ -1,5 +1,7 @@
 """The world model of AIME: encoders, RSSM, decoders, probes and inverse dynamics; its evidence."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +31,13 @@ from fastrssm.models.rssm import RSSM, State
 
 Losses = dict[str, Tensor]
 Metrics = dict[str, Tensor]
+
+
+class Filtered(NamedTuple):
+    """What a world model makes of a batch: embeddings [T, B, E], and the states behind them."""
+
+    embed: Tensor
+    states: ops.Trajectory
 
 
 class WorldModel(nn.Module):
@@ -102,6 +111,27 @@ class WorldModel(nn.Module):
             parts.append(self.encoders["tabular"](tabular) if mlp else tabular)
         return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
+    def filter(
+        self,
+        batch: dict[str, Tensor],
+        *,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        state: State | None = None,
+    ) -> Filtered:
+        """Encode a batch and infer its states, given the true actions; arguments as in `elbo`."""
+        T, B = check_batch(self.config, batch, ("pre_action",), dtype=self._dtype)
+        embed = self.encode(batch)
+        states = self.rssm.observe(
+            embed,
+            batch["pre_action"],
+            noise=noise,
+            generator=generator,
+            is_first=first_frames(batch.get("is_first"), (T, B)),
+            state=state,
+        )
+        return Filtered(embed, states)
+
     def elbo(
         self,
         batch: dict[str, Tensor],
@@ -109,6 +139,7 @@ class WorldModel(nn.Module):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         state: State | None = None,
+        filtered: Filtered | None = None,
     ) -> tuple[Losses, Metrics]:
         """Compute the loss of phase 1, the negative evidence bound given the true actions.
 
@@ -117,6 +148,8 @@ class WorldModel(nn.Module):
             noise: [T, B, S] standard normal (categorical: [T, B, G] uniform); None: drawn here.
             generator: where the noise is drawn from if it is not given.
             state: before the first frame; None: zero.
+            filtered: what `filter` gave for this batch, if it was needed before; the three
+                arguments above are then not used. None: computed here.
 
         Returns:
             Losses "reconstruction", "kl", "idm", "probe" and their "total" (the KL times kl_scale),
@@ -132,16 +165,10 @@ class WorldModel(nn.Module):
         Source:
             AIME (OpenReview WjlCQxpuxU) eq. 2 and 3.
         """
-        T, B = check_batch(self.config, batch, ("pre_action",), dtype=self._dtype)
-        embed = self.encode(batch)
-        states = self.rssm.observe(
-            embed,
-            batch["pre_action"],
-            noise=noise,
-            generator=generator,
-            is_first=first_frames(batch.get("is_first"), (T, B)),
-            state=state,
-        )
+        if filtered is None:
+            filtered = self.filter(batch, noise=noise, generator=generator, state=state)
+        embed, states = filtered
+        T, B = embed.shape[:2]
         feature = torch.cat((states.deter, states.stoch), -1)
         keep = kept_frames(batch[TERMINAL]) if self.config.terminal else None
         losses, metrics = self._evidence(

@@ -33,9 +33,10 @@ def make_dataset(
     """Make a dataset of the paper anew; name, episodes and seed determine every byte of it.
 
     Args:
-        name: of a recipe, for example "walker-stand-buffer".
+        name: of a recipe, for example "walker-stand-buffer", or a file of a tape, "<name>.tape".
         folder: the folder to make.
-        episodes: how many; of a mix, the same number of each part. None: those of the recipe.
+        episodes: how many; of a mix, the same number of each part. None: those of the recipe or of
+            the tape.
         seed: of the environments and of the noise of the policy; a tape has its own.
         num_envs: environments stepped together; changes the speed only.
         progress: called after each episode with the episodes done and in all.
@@ -44,11 +45,11 @@ def make_dataset(
 
     Raises:
         ValueError: there is no such recipe, a number is below 1, a mix has fewer episodes than
-            parts, or a tape fewer than asked for.
+            parts, a tape fewer than asked for, or a file is no tape.
         FileNotFoundError: the package has no actors or no tape for it.
         FileExistsError: see `write_dataset`.
     """
-    recipe = parse(name)
+    recipe = _tape_recipe(Path(name)) if name.endswith(".tape") else parse(name)
     total = recipe.episodes if episodes is None else episodes
     if total < 1 or num_envs < 1:
         raise ValueError(f"episodes and num_envs must be at least 1, got {total} and {num_envs}.")
@@ -62,12 +63,17 @@ def make_dataset(
         counts = [parse(part).episodes for part in recipe.parts]
     # all are prepared before the first one plays, so that a missing file is known at once
     plays = [
-        _play(part, parse(part), count, seed, num_envs, steps)
+        _play(part, parse(part) if recipe.parts else recipe, count, seed, num_envs, steps)
         for part, count in zip(recipe.parts or (name,), counts, strict=True)
     ]
     report = None if progress is None else lambda done: progress(done, total)
     played = (episode for play in plays for episode in play)
     return write_dataset(folder, played, overwrite=overwrite, progress=report)
+
+
+def _tape_recipe(path: Path) -> Recipe:
+    tape = load_tape(path)
+    return Recipe(tape.env_id, "tape", len(tape.seeds))
 
 
 def _play(
@@ -83,7 +89,7 @@ def _play(
         case "expert":
             agent = SnapshotAgent(Snapshots.open(recipe.env_id), None, seed)
         case "tape":
-            path = TAPES / f"{name}.tape"
+            path = Path(name) if name.endswith(".tape") else TAPES / f"{name}.tape"
             if not path.is_file():
                 raise FileNotFoundError(
                     f"no tape of {name} in {TAPES}: `fastrssm plan2explore --env {recipe.env_id} "

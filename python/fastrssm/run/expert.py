@@ -24,6 +24,7 @@ from fastrssm.envs import MujocoVectorEnv, find_task, make_vec
 from fastrssm.run.agents import SnapshotAgent, Snapshots
 from fastrssm.run.checkpoint import write_atomic
 from fastrssm.run.evaluate import evaluate
+from fastrssm.run.tapes import Tape, episode_seed, from_bytes, save_tape, to_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,8 @@ class Args:
     """Episodes in which each of them is evaluated."""
     seed: int = 0
     """Of everything."""
+    tape: bool = False
+    """Keep the replay as well, all that was learned from (<env>-buffer.tape)."""
 
 
 def train(args: Args) -> None:
@@ -116,13 +119,22 @@ def train(args: Args) -> None:
                 curve["returns"].append(round(result.mean, 2))
                 curve["std"].append(round(result.std, 2))
                 curve["seconds"].append(round(time.time() - start, 1))
-                options = {name: value for name, value in asdict(args).items() if name != "out"}
-                record = json.dumps({"args": options, **curve}, indent=1) + "\n"
+                record = json.dumps({"args": _options(args), **curve}, indent=1) + "\n"
                 write_atomic(args.out / f"{args.env}.json", record.encode())
                 print(json.dumps({name: values[-1] for name, values in curve.items()}), flush=True)
             return True
 
     model.learn(args.steps, callback=Keep(), log_interval=10**9)
+    if args.tape:
+        # the last round, hardly begun, is left out
+        actions = np.concatenate([np.stack(each, 1) for each in face.actions[:-1]])
+        run = {"algorithm": "expert", "args": _options(args)}
+        tape = Tape(args.env, np.array(face.seeds[: len(actions)]), actions, run)
+        save_tape(args.out / f"{args.env}-buffer.tape", tape)
+
+
+def _options(args: Args) -> dict[str, Any]:
+    return {name: value for name, value in asdict(args).items() if name != "out"}
 
 
 def _face(env: MujocoVectorEnv, seed: int) -> Any:
@@ -133,21 +145,29 @@ def _face(env: MujocoVectorEnv, seed: int) -> Any:
         return np.concatenate(list(observation.values()), axis=1)
 
     class Face(VecEnv):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.seeds: list[int] = []
+            # per round of episodes, per step: [N, A]
+            self.actions: list[list[NDArray[np.int8]]] = []
+
         def reset(self) -> Any:
-            return flat(env.reset(seed=seed)[0])
+            numbers = range(len(self.seeds), len(self.seeds) + env.num_envs)
+            self.seeds += [episode_seed(seed, number) for number in numbers]
+            self.actions.append([])
+            return flat(env.reset(seed=self.seeds[-env.num_envs :])[0])
 
         def step_async(self, actions: Any) -> None:
-            self.actions = actions
+            self.actions[-1].append(to_bytes(actions))
 
         def step_wait(self) -> Any:
-            observation, reward, _, truncated, _ = env.step(self.actions)
+            observation, reward, _, truncated, _ = env.step(from_bytes(self.actions[-1][-1]))
             rows = flat(observation)
             infos: list[dict[str, Any]] = [{} for _ in range(env.num_envs)]
             if truncated.any():
                 assert truncated.all()
                 infos = [{"terminal_observation": o, "TimeLimit.truncated": True} for o in rows]
-                # stable-baselines3 resets in the same step, our environments in the next
-                rows = flat(env.step(self.actions)[0])
+                rows = self.reset()
             return rows, reward.astype(np.float32), truncated, infos
 
         def close(self) -> None:

@@ -22,7 +22,7 @@ from fastrssm.run.log import Logger
 from fastrssm.run.model_agent import WorldModelAgent
 from fastrssm.run.replay import Replay
 from fastrssm.run.start import MatmulPrecision, Sizes, build_config, check_arguments
-from fastrssm.run.tapes import OnGrid, env_seed
+from fastrssm.run.tapes import OnGrid, episode_seed
 
 Batch = dict[str, Tensor]
 # batch, noise, and whether the behaviour learns yet -> metrics
@@ -197,7 +197,9 @@ def learn_online(algorithm: str, args: OnlineArgs, learner: Learner, device: tor
     )
     with replay, closing(make_vec(args.env, args.num_envs, episode_steps=args.steps)) as env:
         while replay.num_episodes < args.prefill:
-            agent = RandomAgent(config.action_size, _seed(args.seed, replay.num_episodes, 1))
+            agent = RandomAgent(
+                config.action_size, episode_seed(args.seed, replay.num_episodes, stream=1)
+            )
             _collect(
                 env, agent, replay, min(replay.num_episodes + args.num_envs, args.prefill), args
             )
@@ -215,7 +217,9 @@ def learn_online(algorithm: str, args: OnlineArgs, learner: Learner, device: tor
                 if step % args.log_every == 0 or due > before or saving:
                     logger.write(step)
                 if due > before:
-                    agent = WorldModelAgent(world_model, policy, _seed(args.seed, due, 2))
+                    agent = WorldModelAgent(
+                        world_model, policy, episode_seed(args.seed, due, stream=2)
+                    )
                     with logger.paused():
                         _collect(env, agent, replay, due, args)
                     mean = float(np.mean(replay.returns[before:]))
@@ -241,7 +245,7 @@ def _collect(
     """Add episodes to the replay until it has `episodes`, at most one per environment."""
     first = replay.num_episodes
     # a seed per episode: what an environment does depends on no earlier one
-    seeds = [env_seed(args.seed, first + i) for i in range(env.num_envs)]
+    seeds = [episode_seed(args.seed, first + i) for i in range(env.num_envs)]
     for episode in rollout(env, OnGrid(agent), episodes - first, seed=seeds):
         replay.add(episode)
 
@@ -254,9 +258,3 @@ def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, grad_clip: float) 
     norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
     optimizer.step()
     return norm
-
-
-def _seed(seed: int, episode: int, stream: int) -> int:
-    # streams: 0 the environment of an episode (env_seed), 1 random actions, 2 the model's noise
-    sequence = np.random.SeedSequence((seed, episode, stream))
-    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))

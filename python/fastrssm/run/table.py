@@ -170,14 +170,23 @@ def plan(args: Args) -> tuple[list[Stage], list[Cell]]:
         return f"{OUT}/{name}"
 
     for setup, dataset, seed in product(args.setups, args.datasets, args.seeds):
-        body, env = f"data/{dataset}", parse(dataset).env_id
-        kind = "tape" if parse(dataset).kind == "tape" else "body"
+        body, recipe = f"data/{dataset}", parse(dataset)
+        kind = "tape" if recipe.kind == "tape" else "body"
         data = add(body, "data", _make(dataset, options.get(kind, ())))
         common = ("--setup", setup, "--seed", str(seed), "--threads", "1")
         model = f"models/{dataset}.{setup}.seed{seed}"
         if "aime" in args.methods:
             preset = _PRESETS[_body(dataset)]
-            words = ("pretrain", "--data", data, "--env", env, "--preset", preset, *common)
+            words = (
+                "pretrain",
+                "--data",
+                data,
+                "--env",
+                recipe.env_id,
+                "--preset",
+                preset,
+                *common,
+            )
             out = ("--out", f"{OUT}/{model}")
             add(model, "pretrain", (*words, *out, *options.get("pretrain", ())), body)
         tasks = [task for task in args.tasks if _body(task) == _body(dataset)]

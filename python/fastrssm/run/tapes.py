@@ -42,12 +42,16 @@ class OnGrid:
 
     def act(self, obs: dict[str, Array], is_first: Bools, prev_action: Floats) -> Floats:
         """See `Agent`."""
-        return _to_floats(_to_bytes(self._agent.act(obs, is_first, prev_action)))
+        return from_bytes(to_bytes(self._agent.act(obs, is_first, prev_action)))
 
 
-def env_seed(seed: int, episode: int) -> int:
-    """Return the seed of the environment in which a run with `seed` plays an episode."""
-    sequence = np.random.SeedSequence((seed, episode, 0))
+def episode_seed(seed: int, episode: int, stream: int = 0) -> int:
+    """Return the seed of an episode of a run with `seed`.
+
+    Stream 0 is of the environment, which a tape relies on; 1 of random actions, 2 of the model's
+    noise.
+    """
+    sequence = np.random.SeedSequence((seed, episode, stream))
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -78,15 +82,15 @@ def record_run(run: Path) -> Tape:
     columns: list[npt.NDArray[np.int8]] = []
     for path in paths:
         action = read_episode(path, ("pre_action",))["pre_action"][1:]
-        column = _to_bytes(action)
-        if not np.array_equal(_to_floats(column), action):
+        column = to_bytes(action)
+        if not np.array_equal(from_bytes(column), action):
             raise ValueError(f"{path}: an action is not a multiple of 1/{_STEPS}")
         if columns and column.shape != columns[0].shape:
             raise ValueError(
                 f"{path} has {len(column)} decision steps, the first one has {len(columns[0])}"
             )
         columns.append(column)
-    seeds = np.array([env_seed(seed, int(path.stem)) for path in paths])
+    seeds = np.array([episode_seed(seed, int(path.stem)) for path in paths])
     tape = Tape(env_id, seeds, np.stack(columns), made)
     for path, episode in zip(paths, play(tape, len(paths)), strict=True):
         recorded = read_episode(path)
@@ -177,14 +181,16 @@ class _Player:
         self._step = 0
 
     def act(self, obs: dict[str, Array], is_first: Bools, prev_action: Floats) -> Floats:
-        action = _to_floats(self._actions[:, self._step])
+        action = from_bytes(self._actions[:, self._step])
         self._step += 1
         return action
 
 
-def _to_bytes(action: Floats) -> npt.NDArray[np.int8]:
+def to_bytes(action: Floats) -> npt.NDArray[np.int8]:
+    """Round actions, clipped to [-1, 1], to what a tape keeps."""
     return np.rint(np.clip(action, -1, 1) * np.float32(_STEPS)).astype(np.int8)
 
 
-def _to_floats(action: npt.NDArray[np.int8]) -> Floats:
+def from_bytes(action: npt.NDArray[np.int8]) -> Floats:
+    """Return the actions that a tape keeps."""
     return action.astype(np.float32) / np.float32(_STEPS)
