@@ -18,7 +18,7 @@ from fastrssm.models.config import world_model_config
 from fastrssm.models.policy import TanhGaussianPolicy
 from fastrssm.models.world_model import WorldModel
 from fastrssm.run import model_agent, stack_agent
-from fastrssm.run.agents import RandomAgent, SnapshotAgent, Snapshots
+from fastrssm.run.agents import Expert, RandomAgent
 from fastrssm.run.checkpoint import load_checkpoint, write_atomic
 from fastrssm.run.datasets import make_dataset
 from fastrssm.run.evaluate import EVAL_SEED_OFFSET, EvalResult, evaluate
@@ -47,12 +47,12 @@ class Args:
 
     out: Path = Path("runs/demo")
     """Folder for data, runs and report. Run it again to go on where it stopped."""
-    body_episodes: int = 1500
+    body_episodes: int = 500
     """Episodes of past experience, with actions, from which the world model learns its body."""
     demonstrations: int = 300
     """Episodes of the expert, of which AIME sees the observations only."""
     steps: int = 100
-    """Decision steps of each of them; a whole episode has 500, of which getting up takes 30."""
+    """Decision steps of each demonstration, of which getting up takes 30; an episode has 500."""
     model_updates: int = 6000
     """Gradient steps of phase 1."""
     policy_updates: int = 4000
@@ -69,13 +69,14 @@ def main(args: Args) -> dict[str, EvalResult]:
     """Run the demo and return the results by name: random, AIME, BC, expert."""
     start = time.time()
     body, shown = args.out / "data" / _BODY, args.out / "data" / _DEMONSTRATIONS
-    for folder, episodes in ((body, args.body_episodes), (shown, args.demonstrations)):
+    for folder, episodes, steps in (
+        (body, args.body_episodes, None),
+        (shown, args.demonstrations, args.steps),
+    ):
         if not folder.exists():
             _say(start, f"making {episodes} episodes of {folder.name}")
             with progress_bar(folder.name) as advance:
-                make_dataset(
-                    folder.name, folder, episodes, args.seed, 30, advance, steps=args.steps
-                )
+                make_dataset(folder.name, folder, episodes, args.seed, 30, advance, steps=steps)
 
     model, policy, clone = (str(args.out / name) for name in ("model", "aime", "bc"))
     _say(start, "phase 1: a world model of the own body, from past experience with actions")
@@ -113,7 +114,7 @@ def main(args: Args) -> dict[str, EvalResult]:
         "BC with actions": stack_agent.load_agent(
             load_checkpoint(Path(clone), expected=("bc",)), seed, cpu
         ),
-        "expert": SnapshotAgent(Snapshots.open(_ENV)),
+        "expert": Expert.open(_ENV),
     }
     results = {
         name: evaluate(agent, _ENV, args.episodes, seed=seed) for name, agent in agents.items()

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from fastrssm.data import Dataset, info
 from fastrssm.data.episode import read_episode
 from fastrssm.run import agents
-from fastrssm.run.agents import RandomAgent, SnapshotAgent, Snapshots
+from fastrssm.run.agents import Expert, RandomAgent
 from fastrssm.run.collect import rollout, write_dataset
 from fastrssm.run.datasets import make_dataset
 
@@ -212,100 +212,47 @@ def test_overwriting_is_asked_for_and_keeps_foreign_files(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-SIZES = {"l0": (24, 8), "l1": (8, 8), "mean": (8, 6), "log_std": (8, 6)}
+SIZES = {"l0": (24, 8), "l1": (8, 8), "mean": (8, 6)}
 
 
 @pytest.fixture
 def experts(tmp_path, monkeypatch):
-    """Write four random policies of walker-walk."""
+    """Write an expert of walker-walk with random weights."""
     rng = np.random.default_rng(0)
-    tensors = {}
-    for k in range(4):
-        for layer, (inputs, outputs) in SIZES.items():
-            weight = rng.standard_normal((outputs, inputs)) / inputs**0.5
-            tensors[f"snapshot_{k}.{layer}.weight"] = weight
-            tensors[f"snapshot_{k}.{layer}.bias"] = rng.standard_normal(outputs)
-        tensors[f"snapshot_{k}.obs_mean"] = rng.standard_normal(24)
-        tensors[f"snapshot_{k}.obs_scale"] = rng.uniform(0.5, 2, 24)
+    tensors = {"obs_mean": rng.standard_normal(24), "obs_scale": rng.uniform(0.5, 2, 24)}
+    for layer, (inputs, outputs) in SIZES.items():
+        tensors[f"{layer}.weight"] = rng.standard_normal((outputs, inputs)) / inputs**0.5
+        tensors[f"{layer}.bias"] = rng.standard_normal(outputs)
     tensors = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
     inputs = ["velocity", "orientations", "height"]
-    metadata = {"steps": "[0, 100, 400, 900]", "returns": "[]", "inputs": json.dumps(inputs)}
     folder = tmp_path / "experts"
     folder.mkdir()
-    save_file(tensors, folder / "walker-walk.safetensors", metadata)
+    save_file(tensors, folder / "walker-walk.safetensors", {"inputs": json.dumps(inputs)})
     monkeypatch.setattr(agents, "EXPERTS", folder)
     return tensors
 
 
-def policy(tensors, k, obs):
-    """Give mean and log_std of one policy in plain numpy, in float64."""
-    own = {n: tensors[f"snapshot_{k}.{n}"].astype(np.float64) for n in ("obs_mean", "obs_scale")}
-    x = np.concatenate([obs["velocity"], obs["orientations"], obs["height"]], axis=1)
-    x = (x.astype(np.float64) - own["obs_mean"]) * own["obs_scale"]
-    heads = {}
-    for layer in SIZES:
-        weight, bias = (tensors[f"snapshot_{k}.{layer}.{p}"].astype(np.float64) for p in PARTS)
-        out = x @ weight.T + bias
-        if layer.startswith("l") and layer != "log_std":
-            x = np.maximum(out, 0)
-        else:
-            heads[layer] = out
-    return heads["mean"], heads["log_std"]
-
-
-PARTS = ("weight", "bias")
-
-
-def random_obs(n):
+def test_an_expert_acts_by_its_mode(experts):
+    expert = Expert.open("walker-walk")
+    expert.reset(5)
     rng = np.random.default_rng(1)
     sizes = {"orientations": 14, "height": 1, "velocity": 9}
-    return {key: rng.standard_normal((n, size)).astype(np.float32) for key, size in sizes.items()}
-
-
-def test_expert_acts_as_its_last_snapshot(experts):
-    agent = SnapshotAgent(Snapshots.open("walker-walk"))
-    agent.reset(5)
-    obs = random_obs(5)
-    action = agent.act(obs, np.ones(5, bool), np.zeros((5, 6), np.float32))
-    mean, _ = policy(experts, 3, obs)
+    obs = {key: rng.standard_normal((5, size)).astype(np.float32) for key, size in sizes.items()}
+    action = expert.act(obs, np.ones(5, bool), np.zeros((5, 6), np.float32))
+    own = {name: tensor.astype(np.float64) for name, tensor in experts.items()}
+    x = np.concatenate([obs["velocity"], obs["orientations"], obs["height"]], axis=1)
+    x = (x.astype(np.float64) - own["obs_mean"]) * own["obs_scale"]
+    for layer in ("l0", "l1"):
+        x = np.maximum(x @ own[f"{layer}.weight"].T + own[f"{layer}.bias"], 0)
+    mean = x @ own["mean.weight"].T + own["mean.bias"]
     # float32 sums of 24 + 8 + 8 terms of size 10 or less, then tanh, whose slope is at most 1
     atol = 40 * 10 * np.finfo(np.float32).eps
     np.testing.assert_allclose(action, np.tanh(mean), rtol=0, atol=atol)
-    # the mode has no memory and no noise
-    again = agent.act(obs, np.zeros(5, bool), action)
-    np.testing.assert_array_equal(again, action)
+    # no memory and no noise
+    np.testing.assert_array_equal(expert.act(obs, np.zeros(5, bool), action), action)
 
 
-def test_buffer_replays_the_learning(experts):
-    snapshots = Snapshots.open("walker-walk")
-    agent = SnapshotAgent(snapshots, episodes=18, seed=3)
-    agent.reset(18)
-    one = random_obs(1)
-    obs = {key: np.repeat(column, 18, axis=0) for key, column in one.items()}
-    first = np.ones(18, bool)
-    draws = [agent.act(obs, first, np.zeros((18, 6), np.float32))]
-    draws += [agent.act(obs, ~first, draws[0]) for _ in range(1999)]
-    actions = np.stack(draws).astype(np.float64)
-    # episode i is at 900 i / 18 = 50 i steps of learning; the snapshots lie at 0, 100, 400, 900
-    chosen = [1 if i == 5 else 2 if i <= 13 else 3 for i in range(5, 18)]
-    for i, k in zip(range(5, 18), chosen, strict=True):
-        mean, log_std = (head[0] for head in policy(experts, k, one))
-        std = np.exp(np.clip(log_std, -20, 2))
-        # tanh keeps the order, so quantiles of the noise are quantiles of the actions: 16 %, 84 %
-        for shift in (-1.0, 1.0):
-            share = (actions[:, i] < np.tanh(mean + shift * std)).mean(axis=0)
-            expected = 0.8413 if shift > 0 else 0.1587
-            # five deviations of a share of 2000; where tanh saturates, equal values hide the order
-            clear = np.abs(mean) + std < 5
-            assert clear.any()
-            assert (np.abs(share - expected)[clear] < 5 * np.sqrt(0.1335 / 2000)).all()
-    random = actions[:, :5]
-    assert abs(random.mean()) < 5 / np.sqrt(3 * random.size)
-    assert abs(random.var() - 1 / 3) < 5 * np.sqrt(4 / 45 / random.size)
-    assert (random.max(), random.min()) == pytest.approx((1, -1), abs=0.01)
-
-
-@pytest.mark.parametrize("name", ["walker-random", "walker-walk-buffer", "walker-walk-expert"])
+@pytest.mark.parametrize("name", ["walker-random", "walker-walk-expert"])
 def test_name_episodes_and_seed_give_the_same_bytes(experts, tmp_path, name):
     def make(folder, episodes, seed, num_envs):
         done = []
@@ -334,11 +281,11 @@ def test_make_dataset_refuses_before_any_work(experts, tmp_path):
         make_dataset("walker-fly", tmp_path / "set")
     with pytest.raises(ValueError, match="must be at least 1, got 0 and 16"):
         make_dataset("walker-random", tmp_path / "set", 0)
-    with pytest.raises(FileNotFoundError, match="no policy snapshots for 'walker-run'"):
+    with pytest.raises(FileNotFoundError, match="no expert for 'walker-run'"):
         make_dataset("walker-run-expert", tmp_path / "set")
     with pytest.raises(FileExistsError, match="exists already"):
         make_dataset("walker-random", tmp_path / "experts")
     (tmp_path / "experts" / "walker-run.safetensors").write_bytes(b"0123456789")
-    with pytest.raises(ValueError, match=r"walker-run\.safetensors: not a file of policy snap"):
-        Snapshots.open("walker-run")
+    with pytest.raises(ValueError, match=r"walker-run\.safetensors: not a file of an expert"):
+        Expert.open("walker-run")
     assert not (tmp_path / "set").exists()

@@ -39,7 +39,7 @@ def test_a_recipe_plays_its_tape(tape, tmp_path):
 
 
 def test_a_mix_is_its_parts_one_after_the_other(tape, tmp_path, monkeypatch):
-    parts = ("walker-random", "walker-plan2explore", "walker-walk-buffer")
+    parts = ("walker-random", "walker-plan2explore", "walker-walk-expert")
     mix = Recipe("walker-walk", "mix", 12, parts)
     monkeypatch.setitem(RECIPES, "walker-mix", mix)
     make_dataset("walker-mix", tmp_path / "mix", 11, steps=10)
@@ -58,8 +58,7 @@ def test_a_mix_is_its_parts_one_after_the_other(tape, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["walker-plan2explore", "walker-mix"])
 def test_an_absent_tape_is_named_before_any_work(tmp_path, monkeypatch, name):
     monkeypatch.setattr(datasets, "TAPES", tmp_path / "none")
-    with pytest.raises(
-        FileNotFoundError, match="no tape of walker-plan2explore .*RUN/episodes is such a dataset"
-    ):
+    error = "no tape of walker-plan2explore .*is made by: fastrssm plan2explore --env walker-walk"
+    with pytest.raises(FileNotFoundError, match=error):
         make_dataset(name, tmp_path / "set")
     assert not (tmp_path / "set").exists()

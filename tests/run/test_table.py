@@ -157,7 +157,7 @@ def tiny(tmp_path_factory):
     sizes = ("--rssm.deter", "8", "--rssm.stoch", "2", "--rssm.hidden", "8")
     few = ("--updates", "2", "--batch-size", "4", "--horizon", "8", "--eval-every", "0")
     scale = {
-        "body": ("--episodes", "2", "--steps", "20"),
+        "random": ("--episodes", "2", "--steps", "20"),
         "expert": ("--episodes", "2", "--steps", "20"),
         "pretrain": (*few, *sizes),
         "aime": few,

@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from fastrssm.cli import main
 from fastrssm.data.episode import read_episode, write_episode
-from fastrssm.envs import make_vec
+from fastrssm.envs import find_task, make_vec
 from fastrssm.run import datasets
 from fastrssm.run.agents import RandomAgent
 from fastrssm.run.collect import rollout
@@ -113,3 +113,18 @@ def test_the_tape_of_the_walker_plays_its_run():
     # heights after 60 steps as the run saw them, random episodes first
     heights = [episode["height"][-1, 0] for episode in play(tape, 12, steps=60)]
     np.testing.assert_allclose(heights, WALKER_HEIGHTS, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("path", sorted(datasets.TAPES.glob("*-buffer.tape")), ids=lambda p: p.stem)
+def test_the_tapes_of_buffers_show_a_learner(path):
+    tape = load_tape(path)
+    assert tape.actions.shape == (500, 500, find_task(tape.env_id).action_size)
+    assert (path.stem, tape.run["algorithm"]) == (f"{tape.env_id}-buffer", "expert")
+    ends = np.r_[:5, 495:500]
+    part = tape._replace(seeds=tape.seeds[ends], actions=tape.actions[ends])
+    returns = [float(episode["reward"].sum()) for episode in play(part, 10)]
+    # actions from another moment, or another seed, would not stand, walk or run at the end
+    expert = find_task(tape.env_id).expert_return
+    assert expert is not None
+    assert max(returns[:5]) < 0.3 * expert
+    assert min(returns[5:]) > 0.6 * expert

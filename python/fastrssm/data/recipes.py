@@ -3,10 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["random", "buffer", "expert", "tape", "mix"]
-
-# a buffer starts with a few random episodes, as the replay of a learner does
-PREFILL_EPISODES = 5
+Kind = Literal["random", "expert", "tape", "mix"]
 
 
 @dataclass(frozen=True)
@@ -15,19 +12,20 @@ class Recipe:
 
     Attributes:
         env_id: the environment.
-        kind: "random": uniform actions. "buffer": a replay of learning, episode i of N by the
-            policy as it was at i/N of its learning, actions sampled. "expert": the final policy
-            without noise. "tape": the recorded actions of a run of Plan2Explore, played again.
+        kind: "random": uniform actions. "expert": the policy of an expert, without noise. "tape":
+            the recorded actions of a learner, from its first episode to its last, played again.
             "mix": datasets one after the other.
         episodes: how many there are: of a tape as many as it holds, of others as many as the paper
             has, of a mix the sum of its parts.
         parts: names of the recipes of a mix.
+        recorded: the command that made a tape.
     """
 
     env_id: str
     kind: Kind
     episodes: int
     parts: tuple[str, ...] = ()
+    recorded: str = ""
 
 
 _TASKS = (
@@ -41,14 +39,28 @@ _TASKS = (
 )
 _MIX = ("walker-random", "walker-plan2explore", "walker-stand-buffer", "walker-walk-buffer")
 
+
+def _exploration(env_id: str) -> Recipe:
+    command = f"fastrssm plan2explore --env {env_id} --scale cpu --out RUN"
+    return Recipe(env_id, "tape", 505, recorded=f"{command}; fastrssm data tape RUN")
+
+
+def _buffer(env_id: str) -> Recipe:
+    # a slow learner: its replay shows every stage
+    options = "--steps 250000 --num-envs 10 --updates 1 --tape"
+    return Recipe(
+        env_id, "tape", 500, recorded=f"fastrssm expert --env {env_id} {options} --out RUN"
+    )
+
+
 # the reward of random data and of exploration is never used, so any task of the body serves
 RECIPES: dict[str, Recipe] = {
     "walker-random": Recipe("walker-walk", "random", 1000),
     "cheetah-random": Recipe("cheetah-run", "random", 1000),
-    "walker-plan2explore": Recipe("walker-walk", "tape", 505),
-    "cheetah-plan2explore": Recipe("cheetah-run", "tape", 505),
-    "walker-mix": Recipe("walker-walk", "mix", 3505, _MIX),
-    **{f"{env_id}-buffer": Recipe(env_id, "buffer", 1000) for env_id in _TASKS},
+    "walker-plan2explore": _exploration("walker-walk"),
+    "cheetah-plan2explore": _exploration("cheetah-run"),
+    "walker-mix": Recipe("walker-walk", "mix", 2505, _MIX),
+    **{f"{env_id}-buffer": _buffer(env_id) for env_id in _TASKS},
     **{f"{env_id}-expert": Recipe(env_id, "expert", 100) for env_id in _TASKS},
 }
 

@@ -1,4 +1,4 @@
-"""Make the paper's datasets anew from the actors and tapes that come with the package."""
+"""Make the paper's datasets anew from the experts and tapes that come with the package."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ import fastrssm.data
 from fastrssm.data.episode import Episode
 from fastrssm.data.recipes import Recipe, parse
 from fastrssm.envs import find_task, make_vec
-from fastrssm.run.agents import RandomAgent, SnapshotAgent, Snapshots
+from fastrssm.run.agents import Expert, RandomAgent
 from fastrssm.run.collect import Agent, check_target, rollout, write_dataset
 from fastrssm.run.tapes import load_tape, play
 
@@ -46,7 +46,7 @@ def make_dataset(
     Raises:
         ValueError: there is no such recipe, a number is below 1, a mix has fewer episodes than
             parts, a tape fewer than asked for, or a file is no tape.
-        FileNotFoundError: the package has no actors or no tape for it.
+        FileNotFoundError: the package has no expert or no tape for it.
         FileExistsError: see `write_dataset`.
     """
     recipe = _tape_recipe(Path(name)) if name.endswith(".tape") else parse(name)
@@ -84,16 +84,13 @@ def _play(
     match recipe.kind:
         case "random":
             agent = RandomAgent(find_task(recipe.env_id).action_size, seed)
-        case "buffer":
-            agent = SnapshotAgent(Snapshots.open(recipe.env_id), total, seed)
         case "expert":
-            agent = SnapshotAgent(Snapshots.open(recipe.env_id), None, seed)
+            agent = Expert.open(recipe.env_id)
         case "tape":
             path = Path(name) if name.endswith(".tape") else TAPES / f"{name}.tape"
             if not path.is_file():
                 raise FileNotFoundError(
-                    f"no tape of {name} in {TAPES}: `fastrssm plan2explore --env {recipe.env_id} "
-                    "--out RUN` explores, and RUN/episodes is such a dataset."
+                    f"no tape of {name} in {TAPES}; such a one is made by: {recipe.recorded}"
                 )
             return play(load_tape(path), total, num_envs, steps)
         case "mix":

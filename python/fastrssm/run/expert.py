@@ -1,8 +1,8 @@
-"""Train an expert actor with soft actor-critic and keep snapshots of its learning.
+"""Train an expert with soft actor-critic, and keep what it learned from.
 
 The learner is SAC of sbx (stable-baselines3 in JAX), an optional extra: `pip install
-'fastrssm[experts]'`. What is kept are small actors, from which every dataset of the paper can be
-collected anew: the expert is the last snapshot, a buffer is a replay of all of them.
+'fastrssm[experts]'`. What is kept is a small actor, from which demonstrations are collected anew,
+and with `--tape` the whole replay, as seeds and actions: the task's "buffer".
 """
 
 # the learner is an optional extra
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from fastrssm.envs import MujocoVectorEnv, find_task, make_vec
-from fastrssm.run.agents import SnapshotAgent, Snapshots
+from fastrssm.run.agents import Expert
 from fastrssm.run.checkpoint import write_atomic
 from fastrssm.run.evaluate import evaluate
 from fastrssm.run.tapes import Tape, episode_seed, from_bytes, save_tape, to_bytes
@@ -29,12 +29,12 @@ from fastrssm.run.tapes import Tape, episode_seed, from_bytes, save_tape, to_byt
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Train an expert with soft actor-critic and keep snapshots along its learning."""
+    """Train an expert with soft actor-critic, and keep what it learned from."""
 
     env: str
     """Task, for example walker-run."""
     out: Path
-    """Folder for the snapshots (<env>.safetensors) and the curve (<env>.json)."""
+    """Folder for the actor (<env>.safetensors) and the curve (<env>.json)."""
     steps: int = 300_000
     """Environment steps in all."""
     num_envs: int = 16
@@ -53,24 +53,30 @@ class Args:
     """Width of the critics' two hidden layers."""
     policy_delay: int = 2
     """Critic updates per actor update."""
-    snapshots: int = 20
-    """How many actors to keep; they lie evenly on a square-root scale of time."""
+    evaluations: int = 20
+    """How often to evaluate; evenly on a square-root scale of time, from start to end."""
     eval_episodes: int = 20
-    """Episodes in which each of them is evaluated."""
+    """Episodes of an evaluation."""
     seed: int = 0
     """Of everything."""
     tape: bool = False
-    """Keep the replay as well, all that was learned from (<env>-buffer.tape)."""
+    """Keep the replay as well, all whole episodes that it learned from (<env>-buffer.tape)."""
 
 
 def train(args: Args) -> None:
-    """Train from the start; both files are rewritten after every snapshot.
+    """Train from the start; actor and curve are rewritten after every evaluation.
 
     Raises:
-        ValueError: an unknown task.
+        ValueError: an unknown task, or fewer steps than an episode has for a tape.
         RuntimeError: the learner is not installed.
     """
-    find_task(args.env, "--env")
+    task = find_task(args.env, "--env")
+    least = args.num_envs * -(-task.episode_steps // task.action_repeat)
+    if args.tape and args.steps < least:
+        raise ValueError(
+            f"--steps is {args.steps}, expected at least {least} for --tape, an episode of each of "
+            f"the {args.num_envs} environments"
+        )
     try:
         from sbx import SAC
         from stable_baselines3.common.callbacks import BaseCallback
@@ -99,8 +105,7 @@ def train(args: Args) -> None:
         seed=args.seed,
     )
     # learning is fast at first
-    due = (np.linspace(0, 1, args.snapshots) ** 2 * (args.steps - args.num_envs)).astype(int)
-    tensors: dict[str, NDArray[np.float16]] = {}
+    due = (np.linspace(0, 1, args.evaluations) ** 2 * (args.steps - args.num_envs)).astype(int)
     curve: dict[str, list[float]] = {"steps": [], "returns": [], "std": [], "seconds": []}
     start = time.time()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -108,14 +113,11 @@ def train(args: Args) -> None:
     class Keep(BaseCallback):
         def _on_step(self) -> bool:
             while len(curve["steps"]) < len(due) and self.num_timesteps >= due[len(curve["steps"])]:
-                k = len(curve["steps"])
                 curve["steps"].append(self.num_timesteps)
-                for name, value in _snapshot(model, normalised).items():
-                    tensors[f"snapshot_{k}.{name}"] = value
-                _write(args, tensors, curve["steps"])
+                _write_actor(args, model, normalised)
                 # what is evaluated is what is kept, in half precision
-                actor = SnapshotAgent(Snapshots.open(args.env, args.out))
-                result = evaluate(actor, args.env, args.eval_episodes, seed=args.seed + 1000)
+                expert = Expert.open(args.env, args.out)
+                result = evaluate(expert, args.env, args.eval_episodes, seed=args.seed + 1000)
                 curve["returns"].append(round(result.mean, 2))
                 curve["std"].append(round(result.std, 2))
                 curve["seconds"].append(round(time.time() - start, 1))
@@ -190,19 +192,14 @@ def _face(env: MujocoVectorEnv, seed: int) -> Any:
     return Face(env.num_envs, box, env.single_action_space)
 
 
-def _snapshot(model: Any, normalised: Any) -> dict[str, NDArray[np.float16]]:
-    """Give the actor's tensors: two hidden layers, two heads, scaling of the observation."""
+def _write_actor(args: Args, model: Any, normalised: Any) -> None:
+    """Keep the actor: two hidden layers, a head, scaling of the observation."""
     layers = model.policy.actor_state.params["params"]
     variance = normalised.obs_rms.var + normalised.epsilon
-    out = {"obs_mean": normalised.obs_rms.mean, "obs_scale": 1 / np.sqrt(variance)}
-    names = {"Dense_0": "l0", "Dense_1": "l1", "Dense_2": "mean", "Dense_3": "log_std"}
-    for layer, name in names.items():
-        out[f"{name}.weight"] = np.asarray(layers[layer]["kernel"]).T
-        out[f"{name}.bias"] = np.asarray(layers[layer]["bias"])
-    return {name: np.ascontiguousarray(value, np.float16) for name, value in out.items()}
-
-
-def _write(args: Args, tensors: dict[str, NDArray[np.float16]], steps: list[float]) -> None:
-    inputs = [name for name, _, _ in find_task(args.env).sensors]
-    about = {"steps": json.dumps(steps), "inputs": json.dumps(inputs)}
-    write_atomic(args.out / f"{args.env}.safetensors", save(tensors, about))
+    tensors = {"obs_mean": normalised.obs_rms.mean, "obs_scale": 1 / np.sqrt(variance)}
+    for layer, name in {"Dense_0": "l0", "Dense_1": "l1", "Dense_2": "mean"}.items():
+        tensors[f"{name}.weight"] = np.asarray(layers[layer]["kernel"]).T
+        tensors[f"{name}.bias"] = np.asarray(layers[layer]["bias"])
+    halves = {name: np.ascontiguousarray(value, np.float16) for name, value in tensors.items()}
+    inputs = json.dumps([name for name, _, _ in find_task(args.env).sensors])
+    write_atomic(args.out / f"{args.env}.safetensors", save(halves, {"inputs": inputs}))

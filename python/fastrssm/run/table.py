@@ -4,16 +4,15 @@ Every stage (dataset, world model, cell) is a folder below `out`, made by the co
 name in a child process of one thread; `fastrssm.run.grid` says how a grid is killed and resumed.
 The cells of one (dataset, setup, seed) share one world model.
 
-`--scale paper` runs the published sizes and schedules: 1,000 episodes of a body (4,000 of a mix)
-and 100 of an expert, 500 decision steps each; the models rssm for walker and rssmo for cheetah;
+`--scale paper` runs the published sizes and schedules: whole datasets of a body, and 100 episodes
+of an expert, 500 decision steps each; the models rssm for walker and rssmo for cheetah;
 100,000 and 50,000 updates on batches of 50 windows of 50 frames; BCO(0) until its validation loss
 stops falling, after 50 epochs at least.
 
 `--scale cpu` is what two cores can do. It differs in:
 
-- data: 1,500 episodes of a body and 300 of an expert, the first 100 decision steps of each, of
-  which getting up from the floor takes 30; of exploration, which never repeats itself, 300 whole
-  ones;
+- data: the first 100 decision steps of 1,500 random episodes and of 300 of an expert, of which
+  getting up from the floor takes 30; of the other recipes the 500 episodes that they have;
 - model: deter 128, stoch 32 and hidden 128 for both bodies, without inverse dynamics model;
 - training: 50,000 and 4,000 updates on batches of 80 windows of 20 frames, with a learning rate of
   5e-3 that falls to 0 over nine tenths of the first and half of the second; products of bfloat16.
@@ -38,7 +37,7 @@ from fastrssm.run.table_report import Cell, describe, write_report
 
 Method = Literal["aime", "bco", "iidm"]
 
-# options of the command of each stage
+# options of each kind of dataset, and of the command of each other stage
 _TRAINING = (
     *("--eval-every", "0", "--horizon", "20", "--batch-size", "80", "--lr", "0.005"),
     *("--matmul-precision", "medium", "--log-every", "500"),
@@ -46,8 +45,8 @@ _TRAINING = (
 _SIZES = ("--rssm.deter", "128", "--rssm.stoch", "32", "--rssm.hidden", "128")
 _MODEL = ("--no-idm", *_SIZES, *_TRAINING)
 _CPU: dict[str, tuple[str, ...]] = {
-    "body": ("--episodes", "1500", "--steps", "100"),
-    "tape": ("--episodes", "300"),
+    "random": ("--episodes", "1500", "--steps", "100"),
+    "mix": ("--episodes", "2000"),
     "expert": ("--episodes", "300", "--steps", "100"),
     "pretrain": ("--updates", "50000", "--lr-decay", "0.9", *_MODEL),
     "aime": ("--updates", "4000", "--lr-decay", "0.5", "--max-episodes", "300", *_TRAINING),
@@ -171,8 +170,7 @@ def plan(args: Args) -> tuple[list[Stage], list[Cell]]:
 
     for setup, dataset, seed in product(args.setups, args.datasets, args.seeds):
         body, recipe = f"data/{dataset}", parse(dataset)
-        kind = "tape" if recipe.kind == "tape" else "body"
-        data = add(body, "data", _make(dataset, options.get(kind, ())))
+        data = add(body, "data", _make(dataset, options.get(recipe.kind, ())))
         common = ("--setup", setup, "--seed", str(seed), "--threads", "1")
         model = f"models/{dataset}.{setup}.seed{seed}"
         if "aime" in args.methods:
