@@ -91,7 +91,7 @@ class MakeArgs:
     out: Path | None = None
     """Folder to make; left out: data/NAME, with the name of a tape's file."""
     episodes: int | None = None
-    """How many; left out: as many as the paper or the tape has."""
+    """How many, of a tape spread evenly over it; left out: as many as the paper or the tape has."""
     steps: int | None = None
     """Decision steps of an episode; left out: as many as the task has."""
     seed: int = 0

@@ -47,7 +47,7 @@ class Args:
 
     out: Path = Path("runs/demo")
     """Folder for data, runs and report. Run it again to go on where it stopped."""
-    body_episodes: int = 500
+    body_episodes: int = 250
     """Episodes of past experience, with actions, from which the world model learns its body."""
     demonstrations: int = 300
     """Episodes of the expert, of which AIME sees the observations only."""

@@ -35,8 +35,8 @@ def make_dataset(
     Args:
         name: of a recipe, for example "walker-stand-buffer", or a file of a tape, "<name>.tape".
         folder: the folder to make.
-        episodes: how many; of a mix, the same number of each part. None: those of the recipe or of
-            the tape.
+        episodes: how many; of a mix, the same number of each part; of a tape, spread evenly over
+            it. None: those of the recipe or of the tape.
         seed: of the environments and of the noise of the policy; a tape has its own.
         num_envs: environments stepped together; changes the speed only.
         progress: called after each episode with the episodes done and in all.

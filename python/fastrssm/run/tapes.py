@@ -137,11 +137,12 @@ def load_tape(path: Path) -> Tape:
 def play(
     tape: Tape, episodes: int, num_envs: int = 16, steps: int | None = None
 ) -> Iterator[Episode]:
-    """Give the first episodes of a tape.
+    """Give the episodes of a tape, in their order.
 
     Args:
         tape: what to play.
-        episodes: how many.
+        episodes: how many; fewer than the tape has are spread evenly over it, so that they still
+            show every stage of a learner.
         num_envs: environments stepped together; changes the speed only.
         steps: decision steps of an episode, the first ones. None: all.
 
@@ -154,10 +155,13 @@ def play(
             raise ValueError(f"{name} is {value}, expected 1 to {most}, what the tape has.")
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
-    return _play(tape, episodes, num_envs, steps or L)
+    chosen = np.arange(episodes) * N // episodes
+    part = tape._replace(seeds=tape.seeds[chosen], actions=tape.actions[chosen])
+    return _play(part, num_envs, steps or L)
 
 
-def _play(tape: Tape, episodes: int, num_envs: int, steps: int) -> Iterator[Episode]:
+def _play(tape: Tape, num_envs: int, steps: int) -> Iterator[Episode]:
+    episodes = len(tape.seeds)
     env = make_vec(tape.env_id, min(num_envs, episodes), episode_steps=steps)
     try:
         for first in range(0, episodes, env.num_envs):
