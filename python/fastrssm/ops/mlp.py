@@ -72,7 +72,8 @@ def mlp(
     rows, outs = math.prod(x.shape[:-1]), structure[_SIZES:]
     dense = [part.contiguous() for part in weights]
     flat, _ = _mlp(x.contiguous().view(rows, x.shape[-1]), dense, structure, precision, chosen)
-    parts = flat.split([rows * out for out in outs])
+    # the gradient of a split is a copy, of which one network alone has no need
+    parts = flat.split([rows * out for out in outs]) if len(outs) > 1 else (flat,)
     return tuple(y.view(*x.shape[:-1], out) for y, out in zip(parts, outs, strict=True))
 
 
