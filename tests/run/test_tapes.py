@@ -110,7 +110,7 @@ def test_damaged_tapes_are_refused(tape, tmp_path):
 
 def test_the_tape_of_the_walker_plays_its_run():
     tape = load_tape(datasets.TAPES / "walker-plan2explore.tape")
-    assert (tape.actions.shape, tape.run["args"]["seed"]) == ((505, 500, 6), 42)
+    assert (tape.actions.shape, tape.run["args"]["seed"]) == ((1005, 500, 6), 42)
     # heights after 60 steps as the run saw them, random episodes first
     first = tape._replace(seeds=tape.seeds[:12], actions=tape.actions[:12])
     heights = [episode["height"][-1, 0] for episode in play(first, 12, steps=60)]

@@ -43,8 +43,8 @@ _MIX = ("walker-random", "walker-plan2explore", "walker-stand-buffer", "walker-w
 
 
 def _exploration(env_id: str) -> Recipe:
-    command = f"fastrssm plan2explore --env {env_id} --scale cpu --out RUN"
-    return Recipe(env_id, "tape", 505, recorded=f"{command}; fastrssm data tape RUN")
+    command = f"fastrssm plan2explore --env {env_id} --scale cpu --episodes 1005 --out RUN"
+    return Recipe(env_id, "tape", 1005, recorded=f"{command}; fastrssm data tape RUN")
 
 
 def _buffer(env_id: str) -> Recipe:
@@ -61,7 +61,7 @@ RECIPES: dict[str, Recipe] = {
     "cheetah-random": Recipe("cheetah-run", "random", 1000),
     "walker-plan2explore": _exploration("walker-walk"),
     "cheetah-plan2explore": _exploration("cheetah-run"),
-    "walker-mix": Recipe("walker-walk", "mix", 2505, _MIX),
+    "walker-mix": Recipe("walker-walk", "mix", 3005, _MIX),
     **{f"{env_id}-buffer": _buffer(env_id) for env_id in _TASKS},
     **{f"{env_id}-expert": Recipe(env_id, "expert", 100) for env_id in _TASKS},
 }

@@ -12,7 +12,7 @@ stops falling, after 50 epochs at least.
 `--scale cpu` is what two cores can do. It differs in:
 
 - data: the first 100 decision steps of 1,500 random episodes and of 300 of an expert, of which
-  getting up from the floor takes 30; of the other recipes the 500 episodes that they have;
+  getting up from the floor takes 30; whole episodes of the others, 500 of each part of a mix;
 - model: deter 128, stoch 32 and hidden 128 for both bodies, without inverse dynamics model;
 - training: 50,000 and 4,000 updates on batches of 80 windows of 20 frames, with a learning rate of
   5e-3 that falls to 0 over nine tenths of the first and half of the second; products of bfloat16.
