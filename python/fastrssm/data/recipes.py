@@ -37,8 +37,6 @@ _TASKS = (
     "cheetah-flip-aime1",
     "cheetah-flipbackward-aime1",
 )
-# gradient steps of a learner per step of its ten environments, where not one
-_UPDATES = {"walker-run": 2}
 _MIX = ("walker-random", "walker-plan2explore", "walker-stand-buffer", "walker-walk-buffer")
 
 
@@ -48,9 +46,8 @@ def _exploration(env_id: str) -> Recipe:
 
 
 def _buffer(env_id: str) -> Recipe:
-    # the whole replay of the learner that became the expert, slow enough to show every stage
-    updates = _UPDATES.get(env_id, 1)
-    options = f"--steps 250000 --num-envs 10 --updates {updates} --tape"
+    # the whole replay of a learner slow enough to show every stage
+    options = "--steps 250000 --num-envs 10 --updates 1 --tape"
     command = f"fastrssm expert --env {env_id} {options} --out RUN"
     return Recipe(env_id, "tape", 500, recorded=command)
 
