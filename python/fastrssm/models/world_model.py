@@ -121,14 +121,10 @@ class WorldModel(nn.Module):
     ) -> Filtered:
         """Encode a batch and infer its states, given the true actions; arguments as in `elbo`."""
         T, B = check_batch(self.config, batch, ("pre_action",), dtype=self._dtype)
-        embed = self.encode(batch)
+        embed, action = self.encode(batch), batch["pre_action"]
+        first = first_frames(batch.get("is_first"), (T, B))
         states = self.rssm.observe(
-            embed,
-            batch["pre_action"],
-            noise=noise,
-            generator=generator,
-            is_first=first_frames(batch.get("is_first"), (T, B)),
-            state=state,
+            embed, action, noise=noise, generator=generator, is_first=first, state=state
         )
         return Filtered(embed, states)
 
