@@ -174,17 +174,8 @@ def plan(args: Args) -> tuple[list[Stage], list[Cell]]:
         common = ("--setup", setup, "--seed", str(seed), "--threads", "1")
         model = f"models/{dataset}.{setup}.seed{seed}"
         if "aime" in args.methods:
-            preset = _PRESETS[_body(dataset)]
-            words = (
-                "pretrain",
-                "--data",
-                data,
-                "--env",
-                recipe.env_id,
-                "--preset",
-                preset,
-                *common,
-            )
+            words = ("pretrain", "--data", data, "--env", recipe.env_id)
+            words += ("--preset", _PRESETS[_body(dataset)], *common)
             out = ("--out", f"{OUT}/{model}")
             add(model, "pretrain", (*words, *out, *options.get("pretrain", ())), body)
         tasks = [task for task in args.tasks if _body(task) == _body(dataset)]
