@@ -27,6 +27,14 @@ if sys.argv[3:]:
     sys.exit("error: " + sys.argv[3])
 (folder / "end").touch()
 """
+# a child that stops the grid if it is the second one: one signal, as two would stop the tests, too
+KILL = """
+import os, signal, sys, time
+time.sleep(0.2)
+if sys.argv[1].endswith("b"):
+    os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(60)
+"""
 GRID = f"""
 import pathlib, sys
 from fastrssm.run import grid
@@ -78,8 +86,7 @@ def test_a_killed_grid_goes_on_without_repeating_what_is_done(works, tmp_path):
 
 
 def test_sigterm_ends_the_stages_too(tmp_path, monkeypatch):
-    kill = "import os, sys, time; os.kill(os.getppid(), 15); open(sys.argv[1], 'w'); time.sleep(60)"
-    monkeypatch.setattr(grid, "_PROGRAM", (sys.executable, "-c", kill))
+    monkeypatch.setattr(grid, "_PROGRAM", (sys.executable, "-c", KILL))
     start = time.time()
     with pytest.raises(KeyboardInterrupt):
         run_grid([work("a"), work("b")], tmp_path, 2, lambda *_: None)
