@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastrssm.run.start import check_arguments, choose_device, open_run, set_learning_rate
+from fastrssm.run.start import check_arguments, choose_device, open_run
 
 ARGS = {"seed": 1, "updates": 10, "rssm": {"deter": 512, "stoch": None}, "data": Path("walker")}
 
@@ -77,19 +77,6 @@ def test_a_share_lies_between_0_and_1():
     check_arguments(Args(1.0), positive=(), not_negative=(), shares=("lr_decay",))
     with pytest.raises(ValueError, match=r"--lr-decay is 1\.5, expected a number in \[0, 1\]"):
         check_arguments(Args(1.5), positive=(), not_negative=(), shares=("lr_decay",))
-
-
-@pytest.mark.parametrize(
-    ("decay", "rates"),
-    [(0.0, [8.0] * 4), (0.5, [8.0, 8.0, 8.0, 4.0]), (1.0, [8.0, 6.0, 4.0, 2.0])],
-)
-def test_the_learning_rate_falls_at_the_end(decay, rates):
-    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1.0)
-    seen = []
-    for step in range(1, 5):
-        set_learning_rate(optimizer, 8.0, decay=decay, step=step, updates=4)
-        seen.append(optimizer.param_groups[0]["lr"])
-    assert seen == rates
 
 
 def test_the_precision_of_products_is_set():

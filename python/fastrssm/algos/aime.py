@@ -42,8 +42,8 @@ from fastrssm.run.start import (
     check_arguments,
     choose_device,
     open_run,
-    set_learning_rate,
 )
+from fastrssm.run.step import set_learning_rate, take_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +129,7 @@ def update(
     losses, metrics = world_model.elbo_with_policy(
         batch, policy, generator=generator, kl_only=kl_only, use_idm=use_idm
     )
-    optimizer.zero_grad(set_to_none=True)
-    losses["total"].backward()
-    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), grad_clip)
-    optimizer.step()
+    norm = take_step(optimizer, losses["total"], grad_clip)
     return metrics | {"policy_grad_norm": norm}
 
 

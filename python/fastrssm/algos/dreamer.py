@@ -54,9 +54,9 @@ from fastrssm.run.online import (
     OnlineArgs,
     check_online,
     learn_online,
-    take_step,
 )
 from fastrssm.run.start import Sizes, check_arguments, choose_device, open_run
+from fastrssm.run.step import take_step
 
 SCALES: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -113,7 +113,9 @@ def update(
     # the states of the model's loss are those in which imagination starts
     filtered = world_model.filter(batch, generator=noise)
     losses, metrics = world_model.elbo(batch, filtered=filtered)
-    metrics["model_grad_norm"] = take_step(optimizers["model"], losses["total"], args.grad_clip)
+    metrics["model_grad_norm"] = take_step(
+        optimizers["model"], losses["total"], args.grad_clip, world_model.probes.parameters()
+    )
     if not acting:
         return metrics
 

@@ -53,9 +53,9 @@ from fastrssm.run.online import (
     OnlineArgs,
     check_online,
     learn_online,
-    take_step,
 )
 from fastrssm.run.start import Sizes, choose_device, open_run
+from fastrssm.run.step import take_step
 
 SCALES: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -120,7 +120,8 @@ def update(
     error = ensemble.loss(seen.feature, batch["pre_action"], filtered.embed.detach())
     metrics["emb_prediction_loss"] = error.detach()
     total = losses["total"] + error
-    metrics["model_grad_norm"] = take_step(optimizers["model"], total, args.grad_clip)
+    probes = world_model.probes.parameters()
+    metrics["model_grad_norm"] = take_step(optimizers["model"], total, args.grad_clip, probes)
     if not acting:
         return metrics
 

@@ -6,6 +6,8 @@ appendix.
 Differences from the original code:
 - the default setup is `mdp` (the original renders images by default);
 - one update is the unit of everything; the original counts epochs of 100 updates (1,000 epochs);
+- the gradient of the probes is clipped by itself (in the original it can fill the common norm, so
+  that the model's own spikes pass the clip);
 - a run can be stopped and resumed, and gives the same weights as one that was not stopped;
 - the prediction error is measured on windows drawn by a sampler of its own, not on the last batch.
 """
@@ -30,8 +32,8 @@ from fastrssm.run.start import (
     check_arguments,
     choose_device,
     open_run,
-    set_learning_rate,
 )
+from fastrssm.run.step import set_learning_rate, take_step
 
 # frames that are filtered before the rest of a window is imagined, as in the original
 _CONTEXT = 10
@@ -102,16 +104,15 @@ def update(
         optimizer: of all its parameters.
         batch: [T, B, size] per sensor, and "pre_action" [T, B, A].
         generator: of the posterior's noise.
-        grad_clip: largest norm of the gradient.
+        grad_clip: largest norm of the gradient; that of the probes, which the rest of the model
+            does not feel, is clipped apart.
 
     Returns:
-        Scalars on the model's device: the model's metrics, and "model_grad_norm" before clipping.
+        Scalars on the model's device: the model's metrics, and "model_grad_norm" before clipping,
+        without the probes.
     """
     losses, metrics = world_model.elbo(batch, generator=generator)
-    optimizer.zero_grad(set_to_none=True)
-    losses["total"].backward()
-    norm = torch.nn.utils.clip_grad_norm_(world_model.parameters(), grad_clip)
-    optimizer.step()
+    norm = take_step(optimizer, losses["total"], grad_clip, world_model.probes.parameters())
     return metrics | {"model_grad_norm": norm}
 
 

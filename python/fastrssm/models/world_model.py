@@ -150,9 +150,8 @@ class WorldModel(nn.Module):
         Returns:
             Losses "reconstruction", "kl", "idm", "probe" and their "total" (the KL times kl_scale),
             and detached metrics: `<sensor>_mse`, `<sensor>_rec_term`, `rec_term`, `kl_term`, `elbo`
-            and the names of the losses with the suffix `_loss`, where `reconstruction_loss`
-            includes the probes' as in AIME. Reductions: sum over elements and time, mean over the
-            batch.
+            and the names of the losses with the suffix `_loss`. Reductions: sum over elements and
+            time, mean over the batch.
 
         Raises:
             ValueError: a key is missing or has the wrong shape.
@@ -360,7 +359,7 @@ class WorldModel(nn.Module):
         losses["probe"] = self._probe_loss(batch, feature, keep, metrics)
         metrics["rec_term"], metrics["kl_term"] = rec_term, kl_term
         metrics["elbo"] = rec_term + kl_term
-        metrics["reconstruction_loss"] = (reconstruction + losses["probe"]).detach()
+        metrics["reconstruction_loss"] = reconstruction.detach()
         metrics["kl_loss"] = losses["kl"].detach()
         return losses, metrics
 
@@ -368,7 +367,7 @@ class WorldModel(nn.Module):
         self, batch: dict[str, Tensor], feature: Tensor, keep: Tensor | None, metrics: Metrics
     ) -> Tensor:
         total = feature.new_zeros(())
-        if feature.shape[0] == 1:
+        if feature.shape[0] == 1 or not self.probes:
             return total
         inputs = feature[1:].detach()
         keep = None if keep is None else keep[1:]
@@ -381,6 +380,7 @@ class WorldModel(nn.Module):
             metrics[f"{name}_probe_mse"] = _mse(output.mode, target)
             metrics[f"{name}_probe_reconstruction_loss"] = loss.detach()
             total = total + loss
+        metrics["probe_loss"] = total.detach()
         return total
 
 

@@ -1,6 +1,5 @@
 """The loop of Dreamer and Plan2Explore: updates on a replay that grows by the policy's episodes."""
 
-import itertools
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
@@ -248,13 +247,3 @@ def _collect(
     seeds = [episode_seed(args.seed, first + i) for i in range(env.num_envs)]
     for episode in rollout(env, OnGrid(agent), episodes - first, seed=seeds):
         replay.add(episode)
-
-
-def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, grad_clip: float) -> Tensor:
-    """Take one step down the gradient of a loss; returns its norm before clipping."""
-    parameters = list(itertools.chain(*(group["params"] for group in optimizer.param_groups)))
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
-    optimizer.step()
-    return norm

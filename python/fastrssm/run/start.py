@@ -123,23 +123,6 @@ def build_config(env: str, preset: Preset, setup: Setup, sizes: Sizes) -> WorldM
     return replace(config, rssm=replace(config.rssm, **given), hidden=width)
 
 
-def set_learning_rate(
-    optimizer: torch.optim.Optimizer, lr: float, *, decay: float, step: int, updates: int
-) -> None:
-    """Set the rate of update `step` of `updates`: lr, at the end falling linearly to 0.
-
-    Args:
-        optimizer: changed in place.
-        lr: the rate before it falls.
-        decay: share of the updates over which it falls; 0: never.
-        step: counted from 1.
-        updates: in all.
-    """
-    left = (updates - step + 1) / updates
-    for group in optimizer.param_groups:
-        group["lr"] = lr * min(1.0, left / decay) if decay else lr
-
-
 def open_run(folder: Path, algorithm: str, args: Mapping[str, Any]) -> None:
     """Create a run folder, or check that an existing one belongs to the same run.
 
