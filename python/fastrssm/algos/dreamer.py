@@ -33,49 +33,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrssm.models.behaviour import (
-    behaviour_losses,
-    build_value,
-    choose_starts,
-    frozen,
-    imagine,
-)
+from fastrssm.models.behaviour import Imagined
 from fastrssm.models.config import WorldModelConfig
-from fastrssm.models.nets import MLP
-from fastrssm.models.policy import TanhGaussianPolicy
 from fastrssm.models.rssm import State
 from fastrssm.models.world_model import WorldModel
 from fastrssm.run.checkpoint import write_atomic
 from fastrssm.run.evaluate import EVAL_SEED_OFFSET, evaluate
 from fastrssm.run.model_agent import WorldModelAgent
 from fastrssm.run.online import (
+    CPU_SCALE,
     Batch,
     Learner,
     OnlineArgs,
+    build_learner,
     check_online,
+    learn_behaviour,
     learn_online,
 )
-from fastrssm.run.start import Sizes, check_arguments, choose_device, open_run
+from fastrssm.run.start import check_arguments, choose_device, open_run
 from fastrssm.run.step import take_step
 
-SCALES: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "cpu": {
-        "rssm": Sizes(deter=256, hidden=256),
-        "idm": False,
-        "batch_size": 16,
-        "start_states": 256,
-        "num_envs": 4,
-        "episodes": 505,
-        "pretrain_updates": 500,
-        "updates_per_episode": 50,
-        "model_lr": 6e-4,
-        "actor_lr": 1e-4,
-        "value_lr": 3e-4,
-        "entropy_scale": 1e-3,
-        "matmul_precision": "medium",
-    },
-}
+SCALES: dict[str, dict[str, Any]] = {"paper": {}, "cpu": CPU_SCALE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +65,12 @@ class Args(OnlineArgs):
 
 
 def update(
-    modules: dict[str, Any],
-    optimizers: dict[str, torch.optim.Optimizer],
-    args: Args,
-    batch: Batch,
-    noise: torch.Generator,
-    acting: bool,
+    learner: Learner, args: Args, batch: Batch, noise: torch.Generator, acting: bool
 ) -> dict[str, Tensor]:
     """Take one gradient step of the world model, and one of policy and value each.
 
     Args:
-        modules: "world_model" with a decoder "reward", "policy" and "value", changed in place.
-        optimizers: "model", "actor" and "critic".
+        learner: with a decoder "reward" in its model; changed in place.
         args: of imagination and losses.
         batch: [T, B, size] per sensor, "pre_action" [T, B, A] and "reward" [T, B, 1].
         noise: generator of all noise.
@@ -107,30 +79,22 @@ def update(
     Returns:
         Scalars on the modules' device: losses, metrics, and norms of gradients before clipping.
     """
-    world_model: WorldModel = modules["world_model"]
-    policy: TanhGaussianPolicy = modules["policy"]
-    value: MLP = modules["value"]
+    world_model: WorldModel = learner.modules["world_model"]
     # the states of the model's loss are those in which imagination starts
     filtered = world_model.filter(batch, generator=noise)
     losses, metrics = world_model.elbo(batch, filtered=filtered)
+    probes = world_model.probes.parameters()
     metrics["model_grad_norm"] = take_step(
-        optimizers["model"], losses["total"], args.grad_clip, world_model.probes.parameters()
+        learner.optimizers["model"], losses["total"], args.grad_clip, probes
     )
     if not acting:
         return metrics
 
+    def reward(imagined: Imagined) -> Tensor:
+        return world_model.decoders["reward"](imagined.feature[1:]).mode.squeeze(-1)
+
     seen = State(filtered.states.deter, filtered.states.stoch)
-    starts = choose_starts(seen, args.start_states, noise)
-    with frozen(world_model):
-        imagined = imagine(world_model.rssm, policy, starts, args.imagine_horizon, noise)
-        rewards = world_model.decoders["reward"](imagined.feature[1:]).mode.squeeze(-1)
-    losses, behaviour = behaviour_losses(
-        imagined, rewards, policy, value,
-        gamma=args.gamma, lambda_=args.return_lambda, entropy_scale=args.entropy_scale,
-    )  # fmt: skip
-    behaviour["actor_grad_norm"] = take_step(optimizers["actor"], losses["actor"], args.grad_clip)
-    behaviour["value_grad_norm"] = take_step(optimizers["critic"], losses["value"], args.grad_clip)
-    return metrics | behaviour
+    return metrics | learn_behaviour(learner, args, seen, reward, noise)
 
 
 def train(args: Args) -> None:
@@ -146,20 +110,11 @@ def train(args: Args) -> None:
     open_run(out, "dreamer", asdict(args))
 
     torch.manual_seed(args.seed)
-    world_model = WorldModel(config).to(device)
-    policy = TanhGaussianPolicy(config.feature_size, config.action_size).to(device)
-    value = build_value(config.feature_size).to(device)
-    modules = {"world_model": world_model, "policy": policy, "value": value}
-    optimizers: dict[str, torch.optim.Optimizer] = {
-        "model": torch.optim.Adam(world_model.parameters(), lr=args.model_lr, fused=True),
-        "actor": torch.optim.Adam(policy.parameters(), lr=args.actor_lr, fused=True),
-        "critic": torch.optim.Adam(value.parameters(), lr=args.value_lr, fused=True),
-    }
-    step = partial(update, modules, optimizers, args)
-    learn_online("dreamer", args, Learner(config, modules, optimizers, step), device)
+    learner = build_learner(args, config, device)
+    learn_online("dreamer", args, learner, partial(update, learner, args), device)
     if args.final_episodes:
         seed = args.seed + EVAL_SEED_OFFSET
-        agent = WorldModelAgent(world_model, policy, seed)
+        agent = WorldModelAgent(learner.modules["world_model"], learner.modules["policy"], seed)
         result = evaluate(agent, args.env, args.final_episodes, seed=seed)
         write_atomic(out / "eval.json", json.dumps(result.to_dict()).encode())
         score = "unknown" if result.score is None else f"{result.score:.1f}"

@@ -28,54 +28,30 @@ bfloat16.
 
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastrssm.models.behaviour import (
-    behaviour_losses,
-    build_value,
-    choose_starts,
-    frozen,
-    imagine,
-)
+from fastrssm.models.behaviour import Imagined
 from fastrssm.models.ensemble import Ensemble
-from fastrssm.models.nets import MLP
-from fastrssm.models.policy import TanhGaussianPolicy
 from fastrssm.models.rssm import State
 from fastrssm.models.world_model import WorldModel
 from fastrssm.run.online import (
+    CPU_SCALE,
     Batch,
     Learner,
     OnlineArgs,
+    build_learner,
     check_online,
+    learn_behaviour,
     learn_online,
 )
-from fastrssm.run.start import Sizes, choose_device, open_run
+from fastrssm.run.start import choose_device, open_run
 from fastrssm.run.step import take_step
 
-SCALES: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "cpu": {
-        "rssm": Sizes(deter=256, hidden=256),
-        "idm": False,
-        "ensemble_width": 128,
-        "batch_size": 16,
-        "start_states": 256,
-        "num_envs": 4,
-        "episodes": 505,
-        "pretrain_updates": 500,
-        "updates_per_episode": 50,
-        "model_lr": 6e-4,
-        "actor_lr": 1e-4,
-        "value_lr": 3e-4,
-        "entropy_scale": 1e-3,
-        "matmul_precision": "medium",
-    },
-}
+SCALES: dict[str, dict[str, Any]] = {"paper": {}, "cpu": {**CPU_SCALE, "ensemble_width": 128}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,18 +65,12 @@ class Args(OnlineArgs):
 
 
 def update(
-    modules: dict[str, Any],
-    optimizers: dict[str, torch.optim.Optimizer],
-    args: Args,
-    batch: Batch,
-    noise: torch.Generator,
-    acting: bool,
+    learner: Learner, args: Args, batch: Batch, noise: torch.Generator, acting: bool
 ) -> dict[str, Tensor]:
     """Take one gradient step of world model and predictors, and one of policy and value each.
 
     Args:
-        modules: "world_model", "ensemble", "policy" and "value", changed in place.
-        optimizers: "model" (predictors included), "actor" and "critic".
+        learner: with the predictors as "ensemble"; changed in place.
         args: of imagination and losses.
         batch: [T, B, size] per sensor, and "pre_action" [T, B, A].
         noise: generator of all noise.
@@ -109,33 +79,25 @@ def update(
     Returns:
         Scalars on the modules' device: losses, metrics, and norms of gradients before clipping.
     """
-    world_model: WorldModel = modules["world_model"]
-    ensemble: Ensemble = modules["ensemble"]
-    policy: TanhGaussianPolicy = modules["policy"]
-    value: MLP = modules["value"]
+    world_model: WorldModel = learner.modules["world_model"]
+    ensemble: Ensemble = learner.modules["ensemble"]
     # the states of the model's loss train the predictors and start imagination
     filtered = world_model.filter(batch, generator=noise)
     losses, metrics = world_model.elbo(batch, filtered=filtered)
     seen = State(filtered.states.deter.detach(), filtered.states.stoch.detach())
     error = ensemble.loss(seen.feature, batch["pre_action"], filtered.embed.detach())
     metrics["emb_prediction_loss"] = error.detach()
-    total = losses["total"] + error
     probes = world_model.probes.parameters()
-    metrics["model_grad_norm"] = take_step(optimizers["model"], total, args.grad_clip, probes)
+    metrics["model_grad_norm"] = take_step(
+        learner.optimizers["model"], losses["total"] + error, args.grad_clip, probes
+    )
     if not acting:
         return metrics
 
-    starts = choose_starts(seen, args.start_states, noise)
-    with frozen(world_model, ensemble):
-        imagined = imagine(world_model.rssm, policy, starts, args.imagine_horizon, noise)
-        rewards = ensemble.disagreement(imagined.feature[:-1], imagined.action)
-    losses, behaviour = behaviour_losses(
-        imagined, rewards, policy, value,
-        gamma=args.gamma, lambda_=args.return_lambda, entropy_scale=args.entropy_scale,
-    )  # fmt: skip
-    behaviour["actor_grad_norm"] = take_step(optimizers["actor"], losses["actor"], args.grad_clip)
-    behaviour["value_grad_norm"] = take_step(optimizers["critic"], losses["value"], args.grad_clip)
-    return metrics | behaviour
+    def reward(imagined: Imagined) -> Tensor:
+        return ensemble.disagreement(imagined.feature[:-1], imagined.action)
+
+    return metrics | learn_behaviour(learner, args, seen, reward, noise)
 
 
 def train(args: Args) -> None:
@@ -146,7 +108,6 @@ def train(args: Args) -> None:
         RuntimeError: the device is not available.
     """
     config = check_online(args)
-    F, A, E = config.feature_size, config.action_size, config.embed_size
     device = choose_device(args.device, args.threads, args.matmul_precision)
     if args.ensemble < 2 or args.ensemble_width < 1:
         raise ValueError(
@@ -156,18 +117,9 @@ def train(args: Args) -> None:
     open_run(Path(args.out), "plan2explore", asdict(args))
 
     torch.manual_seed(args.seed)
-    world_model = WorldModel(config).to(device)
-    policy = TanhGaussianPolicy(F, A).to(device)
-    value = build_value(F).to(device)
-    ensemble = Ensemble(F + A, E, members=args.ensemble, width=args.ensemble_width).to(device)
-    modules = {
-        "world_model": world_model, "ensemble": ensemble, "policy": policy, "value": value,
-    }  # fmt: skip
-    learnt = list(chain(world_model.parameters(), ensemble.parameters()))
-    optimizers: dict[str, torch.optim.Optimizer] = {
-        "model": torch.optim.Adam(learnt, lr=args.model_lr, fused=True),
-        "actor": torch.optim.Adam(policy.parameters(), lr=args.actor_lr, fused=True),
-        "critic": torch.optim.Adam(value.parameters(), lr=args.value_lr, fused=True),
-    }
-    step = partial(update, modules, optimizers, args)
-    learn_online("plan2explore", args, Learner(config, modules, optimizers, step), device)
+    inputs = config.feature_size + config.action_size
+    ensemble = Ensemble(
+        inputs, config.embed_size, members=args.ensemble, width=args.ensemble_width
+    )  # fmt: skip
+    learner = build_learner(args, config, device, ensemble=ensemble)
+    learn_online("plan2explore", args, learner, partial(update, learner, args), device)

@@ -1,18 +1,30 @@
-"""The loop of Dreamer and Plan2Explore: updates on a replay that grows by the policy's episodes."""
+"""What Dreamer and Plan2Explore share: networks, behaviour learnt in imagination, and their loop.
 
-from collections.abc import Callable, Mapping
+The loop alternates between updates on a replay and the policy's next episodes for it.
+"""
+
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastrssm.envs import MujocoVectorEnv, find_task, make_vec
+from fastrssm.models.behaviour import (
+    Reward,
+    behaviour_losses,
+    build_value,
+    choose_starts,
+    frozen,
+    imagine,
+)
 from fastrssm.models.config import TERMINAL, Preset, WorldModelConfig
 from fastrssm.models.policy import TanhGaussianPolicy
+from fastrssm.models.rssm import State
 from fastrssm.models.world_model import WorldModel
 from fastrssm.run.agents import RandomAgent
 from fastrssm.run.checkpoint import resume, save_checkpoint
@@ -21,11 +33,28 @@ from fastrssm.run.log import Logger
 from fastrssm.run.model_agent import WorldModelAgent
 from fastrssm.run.replay import Replay
 from fastrssm.run.start import MatmulPrecision, Sizes, build_config, check_arguments
+from fastrssm.run.step import take_step
 from fastrssm.run.tapes import OnGrid, episode_seed
 
 Batch = dict[str, Tensor]
 # batch, noise, and whether the behaviour learns yet -> metrics
 Update = Callable[[Batch, torch.Generator, bool], dict[str, Tensor]]
+# what two cores do in about an hour, where it differs from what is published
+CPU_SCALE: dict[str, Any] = {
+    "rssm": Sizes(deter=256, hidden=256),
+    "idm": False,
+    "batch_size": 16,
+    "start_states": 256,
+    "num_envs": 4,
+    "episodes": 505,
+    "pretrain_updates": 500,
+    "updates_per_episode": 50,
+    "model_lr": 6e-4,
+    "actor_lr": 1e-4,
+    "value_lr": 3e-4,
+    "entropy_scale": 1e-3,
+    "matmul_precision": "medium",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +125,11 @@ class OnlineArgs:
 
 
 class Learner(NamedTuple):
-    """What an algorithm hands to `learn_online`."""
+    """What learns: modules of a checkpoint, and the optimisers "model", "actor" and "critic"."""
 
     config: WorldModelConfig
-    modules: Mapping[str, nn.Module]  # those of a checkpoint; "world_model" and "policy" act
-    optimizers: Mapping[str, torch.optim.Optimizer]
-    update: Update
+    modules: dict[str, Any]  # "world_model", "policy", "value", and what the reward needs besides
+    optimizers: dict[str, torch.optim.Optimizer]
 
 
 def check_online(args: OnlineArgs) -> WorldModelConfig:
@@ -142,6 +170,66 @@ def check_online(args: OnlineArgs) -> WorldModelConfig:
     return config if args.idm else replace(config, idm="none")
 
 
+def build_learner(
+    args: OnlineArgs, config: WorldModelConfig, device: torch.device, **others: nn.Module
+) -> Learner:
+    """Build the networks, and their optimisers; `others` learn with the world model."""
+    features = config.feature_size
+    modules: dict[str, nn.Module] = {
+        "world_model": WorldModel(config),
+        **others,
+        "policy": TanhGaussianPolicy(features, config.action_size),
+        "value": build_value(features),
+    }
+    for module in modules.values():
+        module.to(device)
+    learnt = [p for name in ("world_model", *others) for p in modules[name].parameters()]
+    return Learner(
+        config,
+        modules,
+        {
+            "model": torch.optim.Adam(learnt, lr=args.model_lr, fused=True),
+            "actor": torch.optim.Adam(modules["policy"].parameters(), lr=args.actor_lr, fused=True),
+            "critic": torch.optim.Adam(modules["value"].parameters(), lr=args.value_lr, fused=True),
+        },
+    )
+
+
+def learn_behaviour(
+    learner: Learner,
+    args: OnlineArgs,
+    seen: State,
+    reward: Reward,
+    noise: torch.Generator,
+) -> dict[str, Tensor]:
+    """Take one gradient step of policy and value each, in imagination.
+
+    Args:
+        learner: policy and value are changed in place; gradients flow through all other modules.
+        args: of imagination and losses.
+        seen: [T, B, D], [T, B, S] states of a batch, in some of which imagination starts.
+        reward: of what is imagined.
+        noise: generator of all noise.
+
+    Returns:
+        Scalars on the modules' device: losses, metrics, and norms of gradients before clipping.
+    """
+    _, modules, optimizers = learner
+    policy, value = modules["policy"], modules["value"]
+    starts = choose_starts(seen, args.start_states, noise)
+    with frozen(*(modules[name] for name in modules.keys() - {"policy", "value"})):
+        rssm = modules["world_model"].rssm
+        imagined = imagine(rssm, policy, starts, args.imagine_horizon, noise)
+        rewards = reward(imagined)
+    losses, metrics = behaviour_losses(
+        imagined, rewards, policy, value,
+        gamma=args.gamma, lambda_=args.return_lambda, entropy_scale=args.entropy_scale,
+    )  # fmt: skip
+    metrics["actor_grad_norm"] = take_step(optimizers["actor"], losses["actor"], args.grad_clip)
+    metrics["value_grad_norm"] = take_step(optimizers["critic"], losses["value"], args.grad_clip)
+    return metrics
+
+
 def total_updates(args: OnlineArgs) -> int:
     """Count the updates of a whole run."""
     return args.pretrain_updates + (args.episodes - args.prefill) * args.updates_per_episode
@@ -153,7 +241,9 @@ def episodes_after(args: OnlineArgs, update: int) -> int:
     return args.prefill + max(rounds, 0) * args.num_envs
 
 
-def learn_online(algorithm: str, args: OnlineArgs, learner: Learner, device: torch.device) -> None:
+def learn_online(
+    algorithm: str, args: OnlineArgs, learner: Learner, update: Update, device: torch.device
+) -> None:
     """Alternate between updates and episodes, from the start or from the last checkpoint.
 
     An update depends on the seed, its number and the episodes before it only, so a run that was
@@ -163,6 +253,7 @@ def learn_online(algorithm: str, args: OnlineArgs, learner: Learner, device: tor
         algorithm: name in the checkpoints.
         args: checked ones; the folder is open.
         learner: modules and optimizers, changed in place.
+        update: takes one step of everything on a batch.
         device: where the modules are.
 
     Raises:
@@ -170,10 +261,8 @@ def learn_online(algorithm: str, args: OnlineArgs, learner: Learner, device: tor
             is not finite.
     """
     out, total = Path(args.out), total_updates(args)
-    config, modules, optimizers, update = learner
+    config, modules, optimizers = learner
     world_model, policy = modules["world_model"], modules["policy"]
-    assert isinstance(world_model, WorldModel)
-    assert isinstance(policy, TanhGaussianPolicy)
     noise = torch.Generator(device).manual_seed(args.seed + 1)
     start = 0
     if state := resume(out, algorithm, modules):
