@@ -57,6 +57,19 @@ def test_the_loss_falls(pretrain_args, tmp_path):
     assert losses[0] > losses[1] > losses[2]
 
 
+def test_muon_learns_and_resumes(pretrain_args, tmp_path):
+    changes = {"updates": 60, "log_every": 20, "eval_every": 0, "lr": 0.01, "optimizer": "muon"}
+    args = pretrain_args | changes | {"rssm": Sizes(deter=32, stoch=32, hidden=32)}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(Args(**args, out=str(whole)))
+    train(Args(**(args | {"updates": 25}), out=str(parts)))
+    train(Args(**args, out=str(parts)))
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(parts)[name]), name
+    losses = [line["total_loss"] for line in records(whole)]
+    assert losses[0] > losses[1] > losses[2]
+
+
 @pytest.mark.parametrize("stop", [2, 3])
 def test_a_resumed_run_equals_an_uninterrupted_one(pretrain_args, pretrained, tmp_path, stop):
     train(Args(**(pretrain_args | {"updates": stop}), out=str(tmp_path)))
@@ -102,6 +115,7 @@ def test_every_preset_trains(pretrain_args, tmp_path, preset):
         ({"lr": 0.0}, "--lr is 0.0, expected a number above 0"),
         ({"rssm": Sizes(deter=0)}, "deter is 0"),
         ({"preset": "rssm3"}, "preset is 'rssm3'"),
+        ({"optimizer": "sgd"}, "--optimizer is 'sgd', expected one of adam, muon"),
     ],
 )
 def test_a_bad_argument_is_named_before_anything_is_written(

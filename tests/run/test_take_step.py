@@ -1,11 +1,13 @@
 """One step of an optimiser: its length, and what is clipped."""
 
 import math
+from copy import deepcopy as copy_of
 
 import pytest
 import torch
+from torch import nn
 
-from fastrssm.run.step import set_learning_rate, take_step
+from fastrssm.run.step import build_optimizer, set_learning_rate, take_step
 
 
 @pytest.mark.parametrize(
@@ -45,3 +47,54 @@ def test_what_stands_apart_does_not_touch_the_rest():
     optimizer = torch.optim.SGD([a, b], lr=1.0)
     norm = take_step(optimizer, (a + math.inf * b).sum(), 0.5, [b])
     assert (norm.item(), a.item()) == pytest.approx((1.0, -0.5))
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(32, 40), nn.ELU(), nn.Linear(40, 3))
+
+
+def test_muon_makes_the_steps_of_matrices_orthogonal_and_leaves_the_rest_to_adam():
+    net, plain = network(), network()
+    x = torch.randn(64, 32)
+    for model, optimizer in (
+        (net, build_optimizer("muon", net.parameters(), 0.01)),
+        (plain, build_optimizer("adam", plain.parameters(), 0.01)),
+    ):
+        set_learning_rate(optimizer, 0.01, decay=1.0, step=3, updates=4)
+        take_step(optimizer, model(x).square().sum(), 1e9)
+    before = network()
+    (wide, bias, *head), (_, *plain_rest) = net.parameters(), plain.parameters()
+    for ours, adams in zip((bias, *head), plain_rest, strict=True):
+        assert torch.equal(ours, adams)
+    # all singular values of a step are alike: lr x 0.2 x sqrt(the longer side)
+    _, sizes, _ = torch.linalg.svd((wide - before[0].weight).detach())
+    expected = 0.005 * 0.2 * math.sqrt(40)
+    assert 0.6 * expected < sizes.min()
+    assert sizes.max() < 1.3 * expected
+
+
+@pytest.mark.parametrize("rule", ["adam", "muon"])
+def test_an_optimiser_goes_on_where_it_stopped(rule):
+    x = torch.randn(8, 32)
+
+    def steps(net, optimizer, count):
+        for _ in range(count):
+            take_step(optimizer, net(x).square().sum(), 1.0)
+
+    net, copy = network(), network()
+    optimizer = build_optimizer(rule, net.parameters(), 0.01)
+    steps(net, optimizer, 2)
+    copy.load_state_dict(net.state_dict())
+    resumed = build_optimizer(rule, copy.parameters(), 0.01)
+    resumed.load_state_dict(copy_of(optimizer.state_dict()))
+    steps(net, optimizer, 2)
+    steps(copy, resumed, 2)
+    for ours, theirs in zip(net.parameters(), copy.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_without_a_pytorch_that_has_muon(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(RuntimeError, match=r"has no Muon, expected 2\.9 or newer"):
+        build_optimizer("muon", network().parameters(), 0.01)

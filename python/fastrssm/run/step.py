@@ -1,11 +1,91 @@
-"""One step of an optimiser: how long it is, and how a gradient is clipped before."""
+"""One step of an optimiser: by which rule, how long, and how the gradient is clipped before."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+
+Rule = Literal["adam", "muon"]
+# matrices with fewer rows or columns, as those of the last layers, are left to Adam
+_NARROW = 32
+
+
+def check_rule(rule: Rule) -> None:
+    """Refuse an optimiser that is not there.
+
+    Raises:
+        ValueError: it has another name.
+        RuntimeError: this version of PyTorch has no Muon.
+    """
+    if rule not in get_args(Rule):
+        raise ValueError(f"--optimizer is {rule!r}, expected one of {', '.join(get_args(Rule))}")
+    if rule == "muon" and not hasattr(torch.optim, "Muon"):
+        raise RuntimeError(f"PyTorch {torch.__version__} has no Muon, expected 2.9 or newer")
+
+
+def build_optimizer(
+    rule: Rule, parameters: Iterable[Parameter], lr: float
+) -> torch.optim.Optimizer:
+    """Build what takes the steps of a network.
+
+    Args:
+        rule: "adam", or "muon" for matrices and Adam for the rest.
+        parameters: of the network.
+        lr: learning rate; the same numbers suit both.
+
+    Raises:
+        ValueError: the rule has another name.
+        RuntimeError: this version of PyTorch has no Muon.
+    """
+    check_rule(rule)
+    return Muon(parameters, lr) if rule == "muon" else torch.optim.Adam(parameters, lr, fused=True)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for matrices, whose momentum is made orthogonal before it is a step; Adam for the rest.
+
+    Steps are scaled as long as Adam's, so both share a learning rate.
+
+    Source:
+        Jordan et al. 2024, kellerjordan.github.io/posts/muon; the scale of Liu et al. 2025
+        (2502.16982), section 2.2, without weight decay.
+    """
+
+    def __init__(self, parameters: Iterable[Parameter], lr: float) -> None:
+        """Divide the parameters between PyTorch's own two."""
+        both: tuple[list[Parameter], list[Parameter]] = [], []
+        for parameter in parameters:
+            wide = parameter.ndim == 2 and min(parameter.shape) >= _NARROW
+            both[not wide].append(parameter)
+        matrices, rest = both
+        self._parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            scale = "match_rms_adamw"
+            self._parts.append(
+                torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn=scale)
+            )
+        if rest:
+            self._parts.append(torch.optim.Adam(rest, lr=lr, fused=True))
+        super().__init__([{"params": group} for group in both if group], {"lr": lr})
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take a step of each with the learning rate of its group."""
+        assert closure is None
+        for group, part in zip(self.param_groups, self._parts, strict=True):
+            part.param_groups[0]["lr"] = group["lr"]
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of both."""
+        return {"parts": [part.state_dict() for part in self._parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the states of both."""
+        for part, state in zip(self._parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
 
 
 def set_learning_rate(
