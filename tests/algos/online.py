@@ -15,6 +15,7 @@ TINY = {
     "prefill": 2,
     "steps": 12,
     "num_envs": 2,
+    "action_noise": 0.3,
     "pretrain_updates": 2,
     "updates_per_episode": 1,
     "batch_size": 4,

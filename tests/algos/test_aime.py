@@ -166,3 +166,26 @@ def test_the_agent_filters_step_by_step():
         wanted = policy.act(State(states.deter, states.stoch).feature).detach().numpy()
         # float32, products over 38 inputs in another blocking: a few roundings of values below 1
         np.testing.assert_allclose(np.stack(acted), wanted, rtol=0, atol=40 * np.finfo("f4").eps)
+
+
+def test_noise_on_actions_is_gaussian_and_clipped():
+    torch.manual_seed(0)
+    model = WorldModel(
+        build_config("walker-walk", "rssm", "mdp", Sizes(deter=16, stoch=4, hidden=8))
+    )
+    policy = TanhGaussianPolicy(20, 6)
+    N = 4000
+    obs = {name: np.zeros((N, size), np.float32) for name, size in model.config.sensors}
+    actions = {}
+    for action_noise in (0.0, 0.3):
+        agent = WorldModelAgent(model, policy, 7, action_noise)
+        agent.reset(N)
+        actions[action_noise] = agent.act(obs, np.ones(N, bool), np.zeros((N, 6), np.float32))
+    noise = actions[0.3] - actions[0.0]
+    # a fresh policy acts far from the bounds, which are three deviations away
+    inside = np.abs(actions[0.3]) < 1
+    assert inside.mean() > 0.99
+    assert np.abs(actions[0.3]).max() <= 1
+    # 24,000 draws: mean and deviation within five of their standard errors
+    assert abs(noise[inside].mean()) < 5 * 0.3 / np.sqrt(noise.size)
+    assert abs(noise[inside].std() - 0.3) < 5 * 0.3 / np.sqrt(2 * noise.size)

@@ -8,6 +8,7 @@ from online import TINY, Killed, assert_same_run, kill_at, records
 import fastrssm
 from fastrssm.algos import plan2explore
 from fastrssm.algos.plan2explore import Args, train
+from fastrssm.data.episode import read_episode
 from fastrssm.models.behaviour import frozen
 from fastrssm.models.ensemble import Ensemble
 from fastrssm.run.checkpoint import load_checkpoint
@@ -142,6 +143,18 @@ def test_a_killed_run_comes_to_the_same_end(finished, tmp_path, monkeypatch, num
     assert_same_run(finished, tmp_path, "plan2explore")
 
 
+def test_noise_is_added_to_the_actions_of_the_policy(finished, tmp_path):
+    train(Args(**(SMALL | {"action_noise": 0.0}), out=str(tmp_path)))
+    first, noisy = (
+        [read_episode(run / "episodes" / f"{i}.npz")["pre_action"][1:] for i in range(6)]
+        for run in (tmp_path, finished)
+    )
+    assert all(np.array_equal(first[i], noisy[i]) for i in range(2)), "random episodes differ"
+    # the first action of the policy: all before it is the same
+    differences = np.abs(np.stack(first[2:4]) - np.stack(noisy[2:4]))[:, 0]
+    assert 0 < differences.min() < 1.5
+
+
 def test_both_backends_train_alike(finished, tmp_path):
     with fastrssm.use_backend("reference"):
         train(Args(**SMALL, out=str(tmp_path)))
@@ -159,6 +172,7 @@ def test_both_backends_train_alike(finished, tmp_path):
         ({"episodes": 7}, "--episodes is 7, expected --prefill 2 plus a multiple"),
         ({"preset": "rssm3"}, "preset is 'rssm3'"),
         ({"horizon": 1}, "--horizon is 1, expected at least 2"),
+        ({"action_noise": -0.1}, "--action-noise is -0.1"),
     ],
 )
 def test_a_bad_argument_is_named_before_anything_is_written(tmp_path, changes, message):

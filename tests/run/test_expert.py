@@ -38,6 +38,11 @@ def test_a_tape_of_no_whole_episode_is_refused(tmp_path):
         )
 
 
+def test_an_entropy_beyond_that_of_uniform_actions_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"--entropy is 0.7, expected below 0.69"):
+        expert.train(expert.Args(env="walker-walk", out=tmp_path, entropy=0.7))
+
+
 @pytest.mark.slow
 def test_training_keeps_an_actor_and_its_replay(tmp_path):
     pytest.importorskip("sbx")

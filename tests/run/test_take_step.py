@@ -75,6 +75,20 @@ def test_muon_makes_the_steps_of_matrices_orthogonal_and_leaves_the_rest_to_adam
 
 
 @pytest.mark.parametrize("rule", ["adam", "muon"])
+def test_all_parameters_shrink_apart_from_the_gradient(rule):
+    net, plain = network(), network()
+    x = torch.randn(64, 32)
+    for model, weight_decay in ((net, 0.5), (plain, 0.0)):
+        optimizer = build_optimizer(rule, model.parameters(), 1.0, weight_decay)
+        set_learning_rate(optimizer, 0.02, decay=0.0, step=1, updates=1)
+        take_step(optimizer, model(x).square().sum(), 1e9)
+    for ours, other, before in zip(
+        net.parameters(), plain.parameters(), network().parameters(), strict=True
+    ):
+        assert torch.allclose(ours, other - 0.01 * before, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["adam", "muon"])
 def test_an_optimiser_goes_on_where_it_stopped(rule):
     x = torch.randn(8, 32)
 

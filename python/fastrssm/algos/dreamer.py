@@ -3,7 +3,8 @@
 The replay, in the folder `episodes` of the run, is a dataset like any other: the task's "buffer".
 
 Source: Hafner et al. 2020 (Dreamer, 1912.01603), with the constants of Zhang et al. 2023 (AIME,
-OpenReview WjlCQxpuxU), version 1: no target network, no discount head, no noise on actions.
+OpenReview WjlCQxpuxU), version 1: no target network, no discount head, and no noise on actions
+unless `action_noise` asks for it.
 
 Differences from the original code:
 - the default setup is `mdp` (the original collects with `visual`, so that images are stored);

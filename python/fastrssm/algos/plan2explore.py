@@ -5,7 +5,8 @@ The replay, in the folder `episodes` of the run, is a dataset like any other: th
 
 Source: Sekar et al. 2020 (Plan2Explore, 2005.05960), with the constants of Zhang et al. 2023 (AIME,
 OpenReview WjlCQxpuxU), version 1: the reward is the mean over the embedding of the logarithm of the
-variance over five predictors; no target network, no discount head, no noise on actions.
+variance over five predictors; no target network, no discount head, and no noise on actions unless
+`action_noise` asks for it.
 
 Differences from the original code:
 - the default setup is `mdp` (the original collects with `visual`, so that images are stored);

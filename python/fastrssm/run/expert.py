@@ -10,6 +10,7 @@ and with `--tape` the whole replay, as seeds and actions: the task's "buffer".
 # pyright: reportUntypedBaseClass=false
 
 import json
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,6 +54,9 @@ class Args:
     """Width of the critics' two hidden layers."""
     policy_delay: int = 2
     """Critic updates per actor update."""
+    entropy: float = -1.0
+    """Entropy of an action's component that the learner keeps, in nats, below the 0.69 of a
+    uniform one. More of it makes a buffer that shows more of the body."""
     evaluations: int = 20
     """How often to evaluate; evenly on a square-root scale of time, from start to end."""
     eval_episodes: int = 20
@@ -67,7 +71,8 @@ def train(args: Args) -> None:
     """Train from the start; actor and curve are rewritten after every evaluation.
 
     Raises:
-        ValueError: an unknown task, or fewer steps than an episode has for a tape.
+        ValueError: an unknown task, fewer steps than an episode has for a tape, or an entropy that
+            no actions have.
         RuntimeError: the learner is not installed.
     """
     task = find_task(args.env, "--env")
@@ -76,6 +81,10 @@ def train(args: Args) -> None:
         raise ValueError(
             f"--steps is {args.steps}, expected at least {least} for --tape, an episode of each of "
             f"the {args.num_envs} environments"
+        )
+    if not args.entropy < math.log(2):
+        raise ValueError(
+            f"--entropy is {args.entropy}, expected below 0.69, that of uniform actions"
         )
     try:
         from sbx import SAC
@@ -98,6 +107,7 @@ def train(args: Args) -> None:
         train_freq=1,
         gradient_steps=args.updates,
         policy_delay=args.policy_delay,
+        target_entropy=args.entropy * face.action_space.shape[0],
         policy_kwargs={
             "net_arch": {"pi": [args.actor_width] * 2, "qf": [args.critic_width] * 2},
             "layer_norm": True,

@@ -21,9 +21,16 @@ class WorldModelAgent:
     The state is zero at the start of an episode, and the posterior is sampled (AIME's protocol).
     """
 
-    def __init__(self, world_model: WorldModel, policy: TanhGaussianPolicy, seed: int) -> None:
-        """Take the modules and the seed of the posterior's noise."""
+    def __init__(
+        self,
+        world_model: WorldModel,
+        policy: TanhGaussianPolicy,
+        seed: int,
+        action_noise: float = 0.0,
+    ) -> None:
+        """Take the modules, the seed of all noise, and the deviation of that on the actions."""
         self._world_model, self._policy, self._seed = world_model, policy, seed
+        self._action_noise = action_noise
         self._device = next(world_model.parameters()).device
         self._state = world_model.rssm.initial(0)
         self._noise = torch.Generator(self._device)
@@ -44,7 +51,11 @@ class WorldModelAgent:
             noise=model.rssm.draw_noise(len(is_first), generator=self._noise),
             is_first=torch.from_numpy(np.asarray(is_first, bool)).to(self._device),
         )
-        return self._policy.act(self._state.feature).cpu().numpy()
+        action = self._policy.act(self._state.feature)
+        if self._action_noise:
+            noise = torch.randn(action.shape, generator=self._noise, device=self._device)
+            action = (action + self._action_noise * noise).clamp(-1, 1)
+        return action.cpu().numpy()
 
     def _tensor(self, array: Array) -> Tensor:
         return torch.from_numpy(np.asarray(array, np.float32)).to(self._device)

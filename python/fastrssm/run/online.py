@@ -81,6 +81,8 @@ class OnlineArgs:
     """Decision steps of an episode; left out: as many as the task has."""
     num_envs: int = 1
     """Environments stepped together, each for one episode between two rounds of updates."""
+    action_noise: float = 0.0
+    """Standard deviation of the Gaussian noise on the policy's actions, which are then clipped."""
     pretrain_updates: int = 100
     """Updates of the world model alone, before the first round."""
     updates_per_episode: int = 100
@@ -144,7 +146,9 @@ def check_online(args: OnlineArgs) -> WorldModelConfig:
             "episodes", "prefill", "num_envs", "updates_per_episode", "batch_size", "model_lr",
             "actor_lr", "value_lr", "grad_clip", "log_every", "checkpoint_every",
         ),
-        not_negative=("pretrain_updates", "start_states", "entropy_scale", "seed", "threads"),
+        not_negative=(
+            "action_noise", "pretrain_updates", "start_states", "entropy_scale", "seed", "threads",
+        ),
         shares=("gamma", "return_lambda"),
     )  # fmt: skip
     for name in ("horizon", "imagine_horizon"):
@@ -305,9 +309,8 @@ def learn_online(
                 if step % args.log_every == 0 or due > before or saving:
                     logger.write(step)
                 if due > before:
-                    agent = WorldModelAgent(
-                        world_model, policy, episode_seed(args.seed, due, stream=2)
-                    )
+                    seed = episode_seed(args.seed, due, stream=2)
+                    agent = WorldModelAgent(world_model, policy, seed, args.action_noise)
                     with logger.paused():
                         _collect(env, agent, replay, due, args)
                     mean = float(np.mean(replay.returns[before:]))

@@ -27,7 +27,7 @@ def check_rule(rule: Rule) -> None:
 
 
 def build_optimizer(
-    rule: Rule, parameters: Iterable[Parameter], lr: float
+    rule: Rule, parameters: Iterable[Parameter], lr: float, weight_decay: float = 0.0
 ) -> torch.optim.Optimizer:
     """Build what takes the steps of a network.
 
@@ -35,26 +35,32 @@ def build_optimizer(
         rule: "adam", or "muon" for matrices and Adam for the rest.
         parameters: of the network.
         lr: learning rate; the same numbers suit both.
+        weight_decay: share by which a step of rate 1 would shrink the parameters, apart from the
+            gradient.
 
     Raises:
         ValueError: the rule has another name.
         RuntimeError: this version of PyTorch has no Muon.
     """
     check_rule(rule)
-    return Muon(parameters, lr) if rule == "muon" else torch.optim.Adam(parameters, lr, fused=True)
+    if rule == "muon":
+        return Muon(parameters, lr, weight_decay)
+    return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
 
 
 class Muon(torch.optim.Optimizer):
     """Muon for matrices, whose momentum is made orthogonal before it is a step; Adam for the rest.
 
-    Steps are scaled as long as Adam's, so both share a learning rate.
+    Steps are scaled as long as Adam's, so both share a learning rate and a weight decay.
 
     Source:
-        Jordan et al. 2024, kellerjordan.github.io/posts/muon; the scale of Liu et al. 2025
-        (2502.16982), section 2.2, without weight decay.
+        Jordan et al. 2024, kellerjordan.github.io/posts/muon; scale and weight decay of Liu et al.
+        2025 (2502.16982), section 2.2.
     """
 
-    def __init__(self, parameters: Iterable[Parameter], lr: float) -> None:
+    def __init__(
+        self, parameters: Iterable[Parameter], lr: float, weight_decay: float = 0.0
+    ) -> None:
         """Divide the parameters between PyTorch's own two."""
         both: tuple[list[Parameter], list[Parameter]] = [], []
         for parameter in parameters:
@@ -65,10 +71,10 @@ class Muon(torch.optim.Optimizer):
         if matrices:
             scale = "match_rms_adamw"
             self._parts.append(
-                torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn=scale)
+                torch.optim.Muon(matrices, lr, weight_decay=weight_decay, adjust_lr_fn=scale)
             )
         if rest:
-            self._parts.append(torch.optim.Adam(rest, lr=lr, fused=True))
+            self._parts.append(torch.optim.AdamW(rest, lr, weight_decay=weight_decay, fused=True))
         super().__init__([{"params": group} for group in both if group], {"lr": lr})
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
