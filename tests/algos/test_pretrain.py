@@ -58,7 +58,8 @@ def test_the_loss_falls(pretrain_args, tmp_path):
 
 
 def test_muon_learns_and_resumes(pretrain_args, tmp_path):
-    changes = {"updates": 60, "log_every": 20, "eval_every": 0, "lr": 0.01, "optimizer": "muon"}
+    changes = {"updates": 60, "log_every": 20, "eval_every": 0, "lr": 0.01}
+    changes |= {"optimizer": "muon", "weight_decay": 0.1}
     args = pretrain_args | changes | {"rssm": Sizes(deter=32, stoch=32, hidden=32)}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(Args(**args, out=str(whole)))
@@ -115,6 +116,7 @@ def test_every_preset_trains(pretrain_args, tmp_path, preset):
         ({"lr": 0.0}, "--lr is 0.0, expected a number above 0"),
         ({"rssm": Sizes(deter=0)}, "deter is 0"),
         ({"preset": "rssm3"}, "preset is 'rssm3'"),
+        ({"weight_decay": -0.1}, "--weight-decay is -0.1"),
         ({"optimizer": "sgd"}, "--optimizer is 'sgd', expected one of adam, muon"),
     ],
 )
